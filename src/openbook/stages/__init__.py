@@ -1,0 +1,1 @@
+"""Stories: one stage of a recipe each, readable from top to bottom."""
