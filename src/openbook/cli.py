@@ -1,0 +1,242 @@
+"""The command line: one command per stage, plus run, predict, init, tasks and env. Parses, calls, prints the result."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads cost small models a factor of ten
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from openbook.config import UsageError
+from openbook.console import console
+
+app = typer.Typer(
+    help="Compress a large text encoder into a small, fast one: the right textbook, then the exam with the book open.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+RecipePath = Annotated[Path, typer.Argument(help="The recipe, a YAML file such as recipes/quickstart.yaml.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Lay key=value over the recipe, such as student.layers=4. Repeatable.")
+]
+RunFolder = Annotated[Path | None, typer.Option("--run-dir", help="Where the run lives. Default: runs/<name>.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show which stages would run and why; run nothing.")]
+Model = Annotated[Path, typer.Option("--model", help="A run folder, such as runs/quickstart.")]
+
+
+def start(path: Path, overrides: list[str] | None, folder: Path | None, dry_run: bool, until: str) -> Any:
+    from openbook.pipeline import execute
+    from openbook.recipe import load_recipe
+
+    recipe = load_recipe(path, overrides or [])
+    return execute(recipe, folder or Path("runs") / recipe.name, until, dry_run)
+
+
+@app.command()
+def run(recipe: RecipePath, set_: Overrides = None, run_dir: RunFolder = None, dry_run: DryRun = False) -> None:
+    """Run a whole recipe: teacher, corpus, students, knowledge base, evaluation, report. Skips what is done."""
+    done = start(recipe, set_, run_dir, dry_run, "report")
+    if not dry_run:
+        show_report(done)
+
+
+@app.command()
+def train_teacher(
+    recipe: RecipePath, set_: Overrides = None, run_dir: RunFolder = None, dry_run: DryRun = False
+) -> None:
+    """Fine-tune the pretrained teacher on the task."""
+    stage(recipe, set_, run_dir, dry_run, "train-teacher", "teacher")
+
+
+@app.command()
+def build_corpus(
+    recipe: RecipePath, set_: Overrides = None, run_dir: RunFolder = None, dry_run: DryRun = False
+) -> None:
+    """Retrieve the textbook: general sentences that belong to the task."""
+    stage(recipe, set_, run_dir, dry_run, "build-corpus", "corpus")
+
+
+@app.command()
+def record_answers(
+    recipe: RecipePath, set_: Overrides = None, run_dir: RunFolder = None, dry_run: DryRun = False
+) -> None:
+    """Let the teacher read corpus and task once, and keep what it says."""
+    stage(recipe, set_, run_dir, dry_run, "record-answers", "teacher_outputs")
+
+
+@app.command()
+def distill(recipe: RecipePath, set_: Overrides = None, run_dir: RunFolder = None, dry_run: DryRun = False) -> None:
+    """Teach the students, every kind under every seed."""
+    stage(recipe, set_, run_dir, dry_run, "distill", "student")
+
+
+@app.command()
+def build_kb(recipe: RecipePath, set_: Overrides = None, run_dir: RunFolder = None, dry_run: DryRun = False) -> None:
+    """Fill the knowledge base with the teacher's answers and tune how far it is trusted."""
+    stage(recipe, set_, run_dir, dry_run, "build-kb", "knowledge_base")
+
+
+@app.command()
+def evaluate(recipe: RecipePath, set_: Overrides = None, run_dir: RunFolder = None, dry_run: DryRun = False) -> None:
+    """Score, compare and time all models on the reported split."""
+    stage(recipe, set_, run_dir, dry_run, "evaluate", "evaluation/results.json")
+
+
+@app.command()
+def report(recipe: RecipePath, set_: Overrides = None, run_dir: RunFolder = None, dry_run: DryRun = False) -> None:
+    """Write the report and the model card; runs what they still need."""
+    run(recipe, set_, run_dir, dry_run)
+
+
+def stage(
+    recipe: Path, overrides: list[str] | None, folder: Path | None, dry_run: bool, until: str, result: str
+) -> None:
+    done = start(recipe, overrides, folder, dry_run, until)
+    if not dry_run:
+        console.print(f"{done.folder / result}")
+
+
+def show_report(done: Any) -> None:
+    from openbook.report import console_table, verdicts
+    from openbook.stages.write_report import gather
+
+    found = gather(done)
+    console.print()
+    console.print(console_table(found))
+    for verdict in verdicts(found):
+        console.print(f"- {verdict}", markup=False)
+    console.print(f"\nreport:  {done.folder / 'report.html'}\nstudent: {done.folder / 'student'}", markup=False)
+
+
+@app.command()
+def predict(
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts to predict; read from standard input if absent.")
+    ] = None,
+    model: Model = Path("runs/quickstart"),
+    pair: Annotated[bool, typer.Option("--pair", help="Each text is two, separated by a tab.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Show the neighbours behind every answer.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Predict texts with a student and its knowledge base."""
+    from openbook.predictor import OpenBook
+
+    lines = list(texts or (line.rstrip("\n") for line in sys.stdin))
+    rows = [as_pair(line, place) for place, line in enumerate(lines)] if pair else lines
+    book = OpenBook.from_pretrained(model)
+    for line, record in zip(lines, predictions(book, rows, explain), strict=True):
+        if as_json:
+            typer.echo(json.dumps({"text": line, **record}, ensure_ascii=False))
+        else:
+            show_prediction(line, record)
+
+
+def as_pair(line: str, place: int) -> tuple[str, str]:
+    first, tab, second = line.partition("\t")
+    if not tab:
+        raise UsageError(f"text {place} is {line!r}: with --pair give two texts separated by a tab")
+    return first, second
+
+
+def predictions(book: Any, rows: list[Any], explain: bool) -> list[dict[str, Any]]:
+    answers, chances = book.predict(rows), book.predict_proba(rows)
+    records = [
+        {"prediction": answer, "probability": None if book.labels is None else float(chance.max())}
+        for answer, chance in zip(answers, chances, strict=True)
+    ]
+    if explain:
+        for record, told in zip(records, book.explain(rows), strict=True):
+            record["alone"] = told.alone
+            record["neighbours"] = [
+                {"text": n.text, "similarity": round(n.similarity, 4), "weight": round(n.weight, 4),
+                 "contribution": round(n.contribution, 4)}
+                for n in told.evidence.neighbours
+            ]  # fmt: skip
+    return records
+
+
+def show_prediction(line: str, record: dict[str, Any]) -> None:
+    chance = "" if record["probability"] is None else f"{record['probability']:.2f}"
+    answer = record["prediction"]
+    console.print(f"{answer if isinstance(answer, str) else round(answer, 3)}\t{chance}\t{line}", markup=False)
+    for neighbour in record.get("neighbours", ()):
+        console.print(
+            f"    {neighbour['weight']:.2f}  similarity {neighbour['similarity']:.2f}  {neighbour['text']}",
+            markup=False,
+        )
+
+
+@app.command()
+def init(
+    data: Annotated[Path, typer.Option("--data", help="Your labelled rows: CSV, TSV, JSONL or Parquet.")],
+    test: Annotated[Path | None, typer.Option("--test", help="Rows to report on; else a share of the data.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of task and run; else the file's.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Where to write. Default: recipes/<name>.yaml.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing recipe.")] = False,
+) -> None:
+    """Look at a file of yours and write a commented recipe that runs as it is."""
+    from openbook.starter import recipe_for
+
+    text = recipe_for(data, test, name)
+    target = output or Path("recipes") / f"{name or data.stem}.yaml"
+    if target.exists() and not force:
+        raise UsageError(f"{target} exists; choose another --output, or overwrite it with --force")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text, encoding="utf-8")
+    console.print(f"{target}\nnext: openbook run {target}", markup=False)
+
+
+@app.command()
+def tasks() -> None:
+    """List the built-in tasks: what they are about, their labels, metrics, and where their rows are."""
+    from openbook.data.tasks import TASKS
+
+    table = Table("task", "family", "kind", "labels", "metrics", "hub")
+    for name, task in TASKS.items():
+        where = " ".join(part for part in (task.hub, task.config) if part) or "package"
+        table.add_row(name, task.family, task.kind, ", ".join(task.labels or ()), ", ".join(task.metrics), where)
+    console.print(table)
+
+
+@app.command()
+def env() -> None:
+    """Print versions to paste into a bug report."""
+    import torch
+
+    from openbook.stages.write_report import environment
+    from openbook.training import has_bf16
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    facts = {**environment(), "device": device.type, "bf16": has_bf16(device), "cores": os.cpu_count()}
+    for name, value in facts.items():
+        console.print(f"{name}: {value}", markup=False)
+
+
+def main() -> None:
+    """Exit status 2 for what the user can mend, 1 for a run that failed; no traceback for either."""
+    from openbook.pipeline import RunError
+
+    try:
+        app()
+    except UsageError as error:
+        fail(str(error), 2)
+    except RunError as error:
+        fail(str(error), 1)
+
+
+def fail(message: str, status: int) -> None:
+    typer.echo(f"error: {message}", err=True)
+    raise SystemExit(status)

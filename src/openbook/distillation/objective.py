@@ -1,0 +1,197 @@
+"""What is minimised: named, weighted losses, and the projections they learn, which never ship with the student."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from openbook.config import Terms, UsageError
+from openbook.distillation import losses
+from openbook.distillation.mapping import layer_map, relation_heads
+from openbook.types import Batch, Outputs
+
+Kind = Literal["classification", "regression"]
+
+TERMS = ("gold", "soft_labels", "embedding", "hidden", "attention", "relations", "neighbours")
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The sizes of one model that the terms compare."""
+
+    hidden: int
+    layers: int
+    heads: int
+    embedding: int  # of the pooled vector
+
+
+class Objective(nn.Module):
+    """The weighted sum of the terms whose weight is above 0. Raises UsageError for terms the two shapes cannot serve.
+
+    `key_projection` is W (d, d_t) and b (d,) of the teacher's keys; it is fixed, and `neighbours` alone reads it, to
+    compare the examples of one batch with each other.
+    """
+
+    key_weight: Tensor
+    key_bias: Tensor
+
+    def __init__(
+        self,
+        terms: Terms,
+        student: Widths,
+        teacher: Widths,
+        kind: Kind,
+        key_projection: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.terms, self.kind = terms, kind
+        self.student_widths, self.teacher_widths = student, teacher
+        self.weights: dict[str, float] = {name: getattr(terms, name) for name in TERMS if getattr(terms, name) > 0}
+        if not self.weights:
+            raise UsageError(f"every one of the distill terms weighs 0; give one of {list(TERMS)} a weight")
+        if terms.attention and student.heads != teacher.heads:
+            raise UsageError(
+                f"terms.attention needs equal head counts: student.heads={student.heads}, the teacher has "
+                f"{teacher.heads}; make them equal, or use terms.relations"
+            )
+        reads_map = terms.hidden or terms.attention
+        self.layer_map = layer_map(teacher.layers, student.layers, terms.layer_mapping) if reads_map else ()
+        self.relation_heads = (
+            relation_heads(teacher.hidden, student.hidden, terms.relation_heads) if terms.relations else 0
+        )
+        self.projections = nn.ModuleDict(
+            {
+                name: _projection(getattr(student, name), getattr(teacher, name))
+                for name in ("hidden", "embedding")
+                if name in self.weights
+            }
+        )
+        if terms.neighbours:
+            weight, bias = _fitting_keys(key_projection, student, teacher)
+            self.register_buffer("key_weight", weight.detach().clone(), persistent=False)
+            self.register_buffer("key_bias", bias.detach().clone(), persistent=False)
+
+    @property
+    def reads_hidden(self) -> bool:
+        return "hidden" in self.weights
+
+    @property
+    def student_layers(self) -> tuple[int, ...]:
+        """Layers of the student, from 1, whose q, k and v are read."""
+        attended = range(1, self.student_widths.layers + 1) if "attention" in self.weights else ()
+        related = (self.student_widths.layers,) if "relations" in self.weights else ()
+        return tuple(sorted({*attended, *related}))
+
+    @property
+    def teacher_layers(self) -> tuple[int, ...]:
+        """Layers of the teacher, from 1, whose q, k and v are read."""
+        attended = self.layer_map if "attention" in self.weights else ()
+        related = (self.teacher_widths.layers,) if "relations" in self.weights else ()
+        return tuple(sorted({*attended, *related}))
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum, and each term's value before its weight, detached."""
+        term_of = {
+            "gold": self._gold,
+            "soft_labels": self._soft_labels,
+            "embedding": self._embedding,
+            "hidden": self._hidden,
+            "attention": self._attention,
+            "relations": self._relations,
+            "neighbours": self._neighbours,
+        }
+        parts = {name: term_of[name](student, teacher, batch) for name in self.weights}
+        loss = torch.stack([weight * parts[name] for name, weight in self.weights.items()]).sum()
+        return loss, {name: part.detach() for name, part in parts.items()}
+
+    def _gold(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        if batch.labels is None:
+            raise UsageError(
+                f"terms.gold={self.terms.gold} needs labels, and {batch.ids[0]} has none; set it to 0 there"
+            )
+        if self.kind == "regression":
+            return losses.squared_error(student.logits, batch.labels[:, None])
+        return losses.gold_labels(student.logits, batch.labels)
+
+    def _soft_labels(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        if self.kind == "regression":
+            return losses.squared_error(student.logits, teacher.logits)
+        return losses.soft_label_kl(student.logits, teacher.logits, self.terms.temperature)
+
+    def _embedding(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        return losses.squared_error(self.projections["embedding"](student.embedding), teacher.embedding)
+
+    def _hidden(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        project = self.projections["hidden"]
+        layers = [
+            losses.hidden_states(
+                project(_state(student, layer, "student")), _state(teacher, imitated, "teacher"), batch.attention_mask
+            )
+            for layer, imitated in enumerate((0, *self.layer_map))
+        ]
+        return torch.stack(layers).sum()
+
+    def _attention(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        layers = [
+            losses.attention(
+                self._scores(student, layer, "student"),
+                self._scores(teacher, imitated, "teacher"),
+                batch.attention_mask,
+            )
+            for layer, imitated in enumerate(self.layer_map, start=1)
+        ]
+        return torch.stack(layers).sum()
+
+    def _scores(self, outputs: Outputs, layer: int, side: str) -> Tensor:
+        if layer not in outputs.relations:
+            raise ValueError(f"terms.attention reads layer {layer} of the {side}, which gave {list(outputs.relations)}")
+        query, key, _ = outputs.relations[layer]
+        return losses.attention_scores(query, key, self.student_widths.heads)
+
+    def _relations(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        if not student.relations or not teacher.relations:
+            raise ValueError("terms.relations reads q, k and v of both sides' last layers; one side gave none")
+        own, aim = (outputs.relations[max(outputs.relations)] for outputs in (student, teacher))
+        return losses.relations(own, aim, batch.attention_mask, self.relation_heads, norm=self.terms.relation_norm)
+
+    def _neighbours(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        keys = losses.project_keys(teacher.embedding, self.key_weight, self.key_bias)
+        temperature = self.terms.neighbours_temperature
+        return losses.neighbour_relations(student.embedding, keys, keys, temperature, temperature)
+
+
+def _projection(student: int, teacher: int) -> nn.Linear:
+    """A learned map from student to teacher width, the identity where the widths agree."""
+    linear = nn.Linear(student, teacher)
+    if student == teacher:
+        nn.init.eye_(linear.weight)
+    else:
+        nn.init.normal_(linear.weight, std=0.02)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def _fitting_keys(
+    key_projection: tuple[Tensor, Tensor] | None, student: Widths, teacher: Widths
+) -> tuple[Tensor, Tensor]:
+    if key_projection is None:
+        raise UsageError(
+            "terms.neighbours needs the teacher's key projection; train the teacher's first, or set it to 0"
+        )
+    weight, bias = key_projection
+    wanted = (student.embedding, teacher.embedding)
+    if weight.shape != wanted or bias.shape != wanted[:1]:
+        raise UsageError(
+            f"terms.neighbours: a student embedding of width {wanted[0]} and a teacher embedding of width {wanted[1]} "
+            f"need a key projection {wanted}, and it is {tuple(weight.shape)} with bias {tuple(bias.shape)}; refit it"
+        )
+    return weight, bias
+
+
+def _state(outputs: Outputs, layer: int, side: str) -> Tensor:
+    if layer >= len(outputs.hidden):
+        raise ValueError(f"terms.hidden reads state {layer} of the {side}, which gave {len(outputs.hidden)}")
+    return outputs.hidden[layer]

@@ -1,0 +1,183 @@
+"""A text encoder with a classification or regression head that tells its pooled vector, hidden states and q, k, v."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from openbook.config import UsageError
+from openbook.types import Batch, Outputs
+
+QKV = ("query", "key", "value"), ("q", "k", "v"), ("q_lin", "k_lin", "v_lin"), ("q_proj", "k_proj", "v_proj")
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the head tells: class names in index order, or none for one score."""
+
+    labels: tuple[str, ...] | None
+
+    def config(self) -> dict[str, Any]:
+        if self.labels is None:
+            return {"num_labels": 1, "problem_type": "regression", "id2label": {0: "score"}, "label2id": {"score": 0}}
+        return {
+            "num_labels": len(self.labels),
+            "problem_type": "single_label_classification",
+            "id2label": dict(enumerate(self.labels)),
+            "label2id": {name: index for index, name in enumerate(self.labels)},
+        }
+
+
+class Encoder(nn.Module):
+    """Any `AutoModelForSequenceClassification`, as a function from Batch to Outputs."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+        self.accepted = set(inspect.signature(model.forward).parameters)
+        self.wants_hidden = False
+        self.tapped: tuple[int, ...] = ()
+        self._pooled: Tensor | None = None
+        self._taps: dict[int, dict[int, Tensor]] = {}
+        self._hooks: list[Any] = []
+        self.watch_head()
+
+    @property
+    def layers(self) -> int:
+        return int(self.model.config.num_hidden_layers)
+
+    @property
+    def width(self) -> int:
+        return int(self.model.config.hidden_size)
+
+    @property
+    def heads(self) -> int:
+        return int(self.model.config.num_attention_heads)
+
+    @property
+    def embedding_width(self) -> int:
+        """Numbers in the vector that the last linear layer of the head reads."""
+        return int(self.last_linear().in_features)
+
+    def body(self) -> nn.Module:
+        return self.model.base_model  # type: ignore[no-any-return]
+
+    def words(self) -> nn.Embedding:
+        return self.model.get_input_embeddings()  # type: ignore[no-any-return]
+
+    def head_modules(self) -> list[nn.Module]:
+        inside = set(self.body().modules())
+        return [module for module in self.model.modules() if module not in inside and module is not self.model]
+
+    def last_linear(self) -> nn.Linear:
+        return [module for module in self.head_modules() if isinstance(module, nn.Linear)][-1]
+
+    def watch_head(self) -> None:
+        """The pooled vector is what the last linear layer reads, before dropout (ReAugKD's `head_input`)."""
+        for module in self.head_modules():
+            if isinstance(module, nn.Dropout):
+                module.register_forward_pre_hook(self.keep_pooled)
+        self.last_linear().register_forward_pre_hook(self.keep_pooled_if_none)
+
+    def keep_pooled(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._pooled = inputs[0]
+
+    def keep_pooled_if_none(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if self._pooled is None:
+            self._pooled = inputs[0]
+
+    def listen(self, hidden: bool = False, layers: Sequence[int] = ()) -> Encoder:
+        """Ask for hidden states and for q, k, v of some layers (from 1); each call replaces the last."""
+        for hook in self._hooks:
+            hook.remove()
+        self.wants_hidden, self.tapped = hidden, tuple(layers)
+        self._hooks = [hook for layer in layers for hook in self.tap(layer)]
+        return self
+
+    def tap(self, layer: int) -> list[Any]:
+        """Hooks on the three projections of one block; fused attention stays in use."""
+        projections = find_projections(self.blocks()[layer - 1])
+        if projections is None:
+            raise UsageError(
+                f"layer {layer} of {type(self.model).__name__} has no separate query, key and value projections;"
+                f" these names are known: {[', '.join(names) for names in QKV]}."
+                " Set distill terms `attention` and `relations` to 0 for this model"
+            )
+        return [
+            projection.register_forward_hook(
+                lambda module, inputs, output, place=place: self.keep(layer, place, output)
+            )
+            for place, projection in enumerate(projections)
+        ]
+
+    def keep(self, layer: int, place: int, output: Tensor) -> None:
+        self._taps.setdefault(layer, {})[place] = output
+
+    def blocks(self) -> nn.ModuleList:
+        """The stack of transformer blocks: the longest module list as long as the configuration says."""
+        stacks = [m for m in self.body().modules() if isinstance(m, nn.ModuleList) and len(m) == self.layers]
+        if not stacks:
+            raise UsageError(f"{type(self.model).__name__} has no list of {self.layers} blocks to tap")
+        return stacks[0]
+
+    def forward(self, batch: Batch) -> Outputs:
+        self._pooled, self._taps = None, {}
+        inputs = {name: getattr(batch, name) for name in ("input_ids", "attention_mask", "token_type_ids")}
+        answer = self.model(
+            **{name: value for name, value in inputs.items() if name in self.accepted},
+            output_hidden_states=self.wants_hidden,
+        )
+        pooled, taps = self._pooled, self._taps
+        self._pooled, self._taps = None, {}
+        assert pooled is not None
+        return Outputs(
+            logits=answer.logits,
+            embedding=pooled,
+            hidden=tuple(answer.hidden_states) if self.wants_hidden else (),
+            relations={layer: (kept[0], kept[1], kept[2]) for layer, kept in taps.items()},
+        )
+
+    def save(self, folder: Path, tokenizer: Any) -> None:
+        """An ordinary Hugging Face folder: stock class, label names, tokenizer, nothing of ours."""
+        self.model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def find_projections(block: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.Linear] | None:
+    linears = {name.rpartition(".")[2]: m for name, m in block.named_modules() if isinstance(m, nn.Linear)}
+    for q, k, v in QKV:
+        if q in linears and k in linears and v in linears:
+            return linears[q], linears[k], linears[v]
+    return None
+
+
+def load_pretrained(location: str, head: Head, revision: str | None = None, seed: int = 0) -> Encoder:
+    """A pretrained encoder with a fresh head for the task. `location` is a folder or a Hub id."""
+    torch.manual_seed(seed)  # the new head's weights
+    model = AutoModelForSequenceClassification.from_pretrained(
+        location, revision=revision, dtype=torch.float32, ignore_mismatched_sizes=True, **head.config()
+    )
+    return Encoder(model)
+
+
+def load_finished(folder: str, revision: str | None = None) -> Encoder:
+    """An encoder whose head is part of the checkpoint. Raises UsageError if weights are missing: a fresh head guesses."""
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        folder, revision=revision, dtype=torch.float32, output_loading_info=True
+    )
+    if info["missing_keys"]:
+        raise UsageError(f"{folder} has no weights for {sorted(info['missing_keys'])}; fine-tune it with a head")
+    return Encoder(model.eval())
+
+
+def label_names(location: str, revision: str | None = None) -> tuple[str, ...]:
+    """The class names in a checkpoint's configuration, in index order, without loading weights."""
+    config = AutoConfig.from_pretrained(location, revision=revision)
+    return tuple(config.id2label[index] for index in sorted(config.id2label))

@@ -1,0 +1,85 @@
+"""A student of any shape, and how it starts: at random, with the teacher's word embeddings, or from its layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+from openbook.config import StudentSettings, UsageError
+from openbook.models.encoder import Encoder, Head
+
+
+def new_student(
+    settings: StudentSettings, head: Head, vocabulary: int, pad_id: int, positions: int, seed: int
+) -> Encoder:
+    """A BERT-type encoder with every weight drawn from N(0, 0.02) and layer norms at 1 and 0."""
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=settings.hidden_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        intermediate_size=settings.intermediate_size or 4 * settings.hidden_size,
+        max_position_embeddings=settings.max_positions or positions,
+        hidden_dropout_prob=settings.dropout,
+        attention_probs_dropout_prob=settings.dropout,
+        pad_token_id=pad_id,
+        **head.config(),
+    )
+    return Encoder(BertForSequenceClassification(config))
+
+
+def principal_components(words: Tensor, width: int) -> Tensor:
+    """Word embeddings (V, d) on their first `width` principal axes: (V, width).
+
+    The axes' signs are fixed (largest entry positive), so that equal weights give equal students on every machine.
+    """
+    if width > words.shape[1]:
+        raise UsageError(
+            f"student.embeddings=projected cannot widen: student.hidden_size={width} is above the teacher's"
+            f" {words.shape[1]}; use embeddings: random, or a narrower student"
+        )
+    centred = (words - words.mean(0)).double()
+    values, axes = torch.linalg.eigh(centred.T @ centred)
+    axes = axes[:, values.argsort(descending=True)[:width]]
+    axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+    projected: Tensor = (centred @ axes).to(words.dtype)
+    return projected
+
+
+def start_from_word_embeddings(student: Encoder, teacher: Encoder) -> None:
+    """Give the student the teacher's word embeddings, projected to its width (needs the same vocabulary)."""
+    taught, target = teacher.words().weight, student.words().weight
+    with torch.no_grad():
+        target.copy_(principal_components(taught.detach(), target.shape[1]))
+
+
+def start_from_layers(student: Encoder, teacher: Encoder, layers: tuple[int, ...]) -> None:
+    """Copy embeddings, head and the given blocks (from 1). Raises UsageError unless all widths are equal."""
+    compare_widths(student, teacher)
+    for block, layer in zip(student.blocks(), layers, strict=True):
+        block.load_state_dict(teacher.blocks()[layer - 1].state_dict())
+    outside = {
+        name: value[: own.shape[0]] if "position" in name else value
+        for name, value in teacher.model.state_dict().items()
+        if (own := student.model.state_dict().get(name)) is not None and ".layer." not in name
+    }
+    student.model.load_state_dict(outside, strict=False)
+
+
+def compare_widths(student: Encoder, teacher: Encoder) -> None:
+    for name in ("model_type", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size"):
+        wanted, given = getattr(teacher.model.config, name), getattr(student.model.config, name)
+        if wanted != given:
+            raise UsageError(
+                f"student.init=layer_copy copies whole layers, but {name} is {given!r} in the student and {wanted!r} in"
+                " the teacher; make them equal, or use init: random with embeddings: projected"
+            )
+
+
+def load_tokenizer(location: str, revision: str | None = None) -> AutoTokenizer:
+    tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
+    if not tokenizer.is_fast:
+        raise UsageError(f"{location} has no fast tokenizer (tokenizer.json); convert it with transformers first")
+    return tokenizer

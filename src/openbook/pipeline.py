@@ -1,0 +1,173 @@
+"""A recipe as a chain of stages: runs only what is stale, says why, and resumes what was interrupted."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openbook.checkpoint import building, fingerprint, open_artifact, partial_folder
+from openbook.config import Recipe, UsageError
+from openbook.console import console
+from openbook.lessons import check_lessons
+from openbook.stages import (
+    build_corpus,
+    build_kb,
+    distill,
+    evaluate,
+    record_answers,
+    train_teacher,
+    write_report,
+)
+from openbook.workspace import Run
+
+
+class RunError(RuntimeError):
+    """The run failed for a reason outside the recipe. Exit status 1."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One link of the chain: what it depends on, and how its folder is made."""
+
+    name: str
+    folder: str
+    upstream: tuple[str, ...]
+    inputs: Callable[[Run], dict[str, Any]]
+    build: Callable[[Run, Path], None]
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("train-teacher", "teacher", (), train_teacher.inputs, train_teacher.build),
+        Stage("build-corpus", "corpus", (), build_corpus.inputs, build_corpus.build),
+        Stage(
+            "record-answers",
+            "teacher_outputs",
+            ("train-teacher", "build-corpus"),
+            record_answers.inputs,
+            record_answers.build,
+        ),
+        Stage("distill", "student", ("record-answers",), distill.inputs, distill.build),
+        Stage("build-kb", "knowledge_base", ("distill",), build_kb.inputs, build_kb.build),
+        Stage("evaluate", "evaluation", ("build-kb",), evaluate.inputs, evaluate.build),
+        Stage("report", "report", ("evaluate",), write_report.inputs, write_report.build),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage with what it would be built from now, and whether that was done already."""
+
+    stage: Stage
+    inputs: dict[str, Any]
+    fresh: bool
+    why: str
+
+
+def plan(run: Run, until: str = "report") -> list[Step]:
+    """The stages that `until` needs, in order. Fingerprints chain: a stage is stale if anything before it is."""
+    steps: dict[str, Step] = {}
+    for name in needed(until):
+        stage = STAGES[name]
+        upstream = {before: fingerprint(steps[before].inputs) for before in stage.upstream}
+        inputs = {"stage": name, "upstream": upstream, **stage.inputs(run)}
+        why = reason(run.folder / stage.folder, inputs)
+        steps[name] = Step(stage, inputs, why == "", why or "its inputs did not change")
+    return list(steps.values())
+
+
+def needed(until: str) -> list[str]:
+    wanted: set[str] = set()
+    waiting = [until]
+    while waiting:
+        name = waiting.pop()
+        wanted.add(name)
+        waiting += STAGES[name].upstream
+    return [name for name in STAGES if name in wanted]
+
+
+def reason(folder: Path, inputs: dict[str, Any]) -> str:
+    """Why a stage must run; empty if it need not."""
+    artifact = open_artifact(folder)
+    if artifact is None:
+        begun = partial_folder(folder).exists()
+        return "it was interrupted and resumes" if begun else "it has not run yet"
+    if artifact.manifest["fingerprint"] == fingerprint(inputs):
+        return ""
+    return f"{', '.join(changed(artifact.manifest['inputs'], inputs))} changed"
+
+
+def changed(before: Any, after: Any, key: str = "") -> Iterator[str]:
+    """Dotted names of the inputs that differ."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in before.keys() | after.keys():
+            yield from changed(before.get(name), after.get(name), f"{key}.{name}" if key else name)
+    elif before != after:
+        yield key
+
+
+def check(run: Run) -> None:
+    """Everything that can be wrong with recipe, files and shapes, before a model is loaded."""
+    run.check_owner()
+    _ = run.task
+    train_teacher.check(run)
+    check_lessons(run)
+    build_corpus.check(run)
+
+
+def execute(recipe: Recipe, folder: Path, until: str = "report", dry_run: bool = False) -> Run:
+    """Run the stale stages up to `until`. Raises UsageError for bad input, RunError for a failed stage."""
+    run = Run(recipe, folder)
+    check(run)
+    if dry_run:
+        for step in plan(run, until):
+            console.print(f"[bold]{step.stage.name:15}[/] {'skip' if step.fresh else 'run ':5} {step.why}")
+        return run
+    with alone(run.folder):
+        run.claim()
+        for step in plan(run, until):
+            perform(run, step)
+        if until == "report":
+            write_report.publish(run, run.folder / STAGES["report"].folder)
+    return run
+
+
+def perform(run: Run, step: Step) -> None:
+    name = step.stage.name
+    if step.fresh:
+        console.print(f"[bold]{name:15}[/] skipped: {step.why}")
+        return
+    console.print(f"[bold]{name:15}[/] runs: {step.why}")
+    started = time.monotonic()
+    try:
+        with building(run.folder / step.stage.folder, step.inputs) as partial:
+            step.stage.build(run, partial)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise RunError(
+                f"the disk is full in {run.folder}; free some space and run the same command: finished stages are kept"
+            ) from error
+        raise
+    except FloatingPointError as error:
+        raise RunError(f"{name}: {error}") from error
+    console.print(f"{'':15} done in {time.monotonic() - started:.0f} s")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One run at a time in a folder; the lock goes with the process that holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another run is at work in {folder}; wait for it, or give this one --run-dir") from None
+        yield

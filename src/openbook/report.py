@@ -1,0 +1,238 @@
+"""The report of a run for people: a terminal table, Markdown, a self-contained HTML page, and the model card."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from rich.table import Table
+from rich.text import Text
+
+from openbook import plots
+from openbook.findings import NOTHING, Report, comparison, duration, limits, percent, points, title, verdicts
+
+__all__ = ["Report", "console_table", "html", "markdown", "model_card", "verdicts"]
+
+MODELS = {
+    "teacher": "the large model, fine-tuned on the task",
+    "student-labels": "the small model, trained on the gold labels alone",
+    "student-kd": "the small model, distilled: it imitates the teacher's answers on the task's own text",
+    "student-corpus": "the small model, distilled first on general text retrieved for the task (the corpus), "
+    "then on the task's own text",
+    "student-open-book": "student-corpus with its book open: it also looks up similar texts, and mixes what the "
+    "teacher said about them into its answer",
+}
+CORPUS_FACTS = {
+    "anchors": "task texts used as queries",
+    "anchors_without_hit": "queries that found nothing",
+    "k_star": "best hits used of each query",
+    "unique_fraction": "share of the hits that are different sentences",
+    "sentences": "sentences in the corpus",
+    "tokens": "word-pieces in the corpus",
+    "budget_tokens": "word-pieces allowed",
+    "shortfall_tokens": "word-pieces missing to that",
+    "mean_words": "words a sentence, on average",
+}
+BANK_FACTS = {
+    "documents": "general documents read",
+    "sentences": "sentences in them",
+    "too_short": "left out: too short",
+    "too_long": "left out: too long",
+    "not_text": "left out: tables, numbers, markup",
+    "leaked": "left out: share a run of words with an evaluation text",
+    "duplicate": "left out: duplicates",
+    "kept": "sentences searched",
+}
+HUB_METRICS = {"pearson": "pearsonr"}  # where the Hub's name is not ours
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+LONGEST_TEXT = 300  # characters shown of a text
+
+
+def console_table(report: Report) -> Table:
+    """The comparison of all models for a terminal."""
+    columns = comparison(report)
+    table = Table(title=Text(title(report)))
+    for header in columns:
+        table.add_column(Text(header), justify="left" if header == "model" else "right")
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def markdown(report: Report) -> str:
+    """The whole report without its figures."""
+    return _markdown_environment().get_template("report.md.j2").render(_context(report))
+
+
+def html(report: Report) -> str:
+    """One page that needs nothing from outside and no JavaScript; every text of the data is escaped."""
+    environment = _environment(autoescape=True)
+    return environment.get_template("report.html.j2").render(_context(report), **_figures(report))
+
+
+def model_card(report: Report) -> str:
+    """The README of the student's folder: the front matter that the Hugging Face Hub documents, then how and how well."""
+    front_matter = yaml.safe_dump(_front_matter(report), sort_keys=False, allow_unicode=True)
+    context = _context(report) | {"front_matter": Markup(front_matter)}  # YAML, not Markdown
+    return _markdown_environment().get_template("model_card.md.j2").render(context)
+
+
+def _context(report: Report) -> dict[str, Any]:
+    return {
+        "report": report,
+        "results": report.results,
+        "title": title(report),
+        "verdicts": verdicts(report),
+        "comparison": comparison(report),
+        "models": {name: MODELS[name] for name in report.models if name in MODELS},
+        "corpus_facts": _facts(report.corpus, CORPUS_FACTS),
+        "bank_facts": _facts(report.corpus.get("bank", {}), BANK_FACTS),
+        "anchors": report.corpus.get("examples", ()),
+        "tuning": _tuning(report),
+        "stages": {name: duration(seconds) for name, seconds in report.stages.items()},
+        "limits": limits(report),
+        "lessons": _lessons(report),
+    }
+
+
+def _facts(statistics: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str]:
+    """Plain name -> number, for those that are known."""
+    facts = {}
+    for key, name in names.items():
+        value = statistics.get(key)
+        if value is not None:
+            is_share = key == "unique_fraction"
+            facts[name] = percent(value) if is_share else f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
+    return facts
+
+
+def _tuning(report: Report) -> dict[str, list[str]]:
+    """How the book was set with each seed, as the columns of a table."""
+    rows = report.tuning
+    return {
+        "seed": [str(row.get("seed", seed)) for row, seed in zip(rows, report.results["seeds"], strict=False)],
+        "book": ["open" if row["kept"] else "closed" for row in rows],
+        "score without book": [points(row["baseline_score"]) for row in rows],
+        "gain with it": [f"{points(row['gain'], '+')} ± {points(row['standard_error'])}" for row in rows],
+        "neighbours": [str(row["top_k"]) for row in rows],
+        "temperature": [f"{row['temperature']:g}" for row in rows],
+        "weight of the student's own answer": [f"{row['beta']:g}" for row in rows],
+    }
+
+
+def _lessons(report: Report) -> dict[str, str]:
+    """What the student is and how it was taught, from the resolved recipe."""
+    recipe = yaml.safe_load(report.recipe) or {}
+    student, distill = recipe.get("student", {}), recipe.get("distill", {})
+    lessons = {"teacher": report.teacher_model, "seeds": ", ".join(map(str, report.results["seeds"]))}
+    if student:
+        lessons["student"] = (
+            f"{student['layers']} layers of width {student['hidden_size']} with {student['heads']} attention heads"
+        )
+    if "corpus" in distill and report.corpus:
+        lessons["first, on the corpus"] = _training(distill["corpus"])
+    if "task" in distill:
+        lessons["then, on the task's text"] = _training(distill["task"])
+    return lessons
+
+
+def _training(settings: Mapping[str, Any]) -> str:
+    terms, optim = settings["terms"], settings["optim"]
+    used = [name.replace("_", " ") for name, weight in terms.items() if isinstance(weight, float) and weight > 0]
+    losses = [name for name in used if not name.endswith("temperature")]
+    return f"{optim['epochs']:g} epochs, learning rate {optim['learning_rate']:g}, losses: {', '.join(losses)}"
+
+
+def _figures(report: Report) -> dict[str, Any]:
+    models = report.results["models"]
+    timed = [model for model in models if model.get("latency_ms")]
+    described = report.corpus.get("described", {})
+    described = described.get("corpora", described)
+    millions = [model["parameters"] / 1e6 for model in models]
+    milliseconds = [model["latency_ms"]["p50"] for model in timed]
+    return {
+        "score_figures": [
+            plots.score_plot(models, millions, "parameters, millions", report.metric),
+            *([plots.score_plot(timed, milliseconds, "ms a text, median", report.metric)] if timed else []),
+        ],
+        "curves": [plots.learning_curve(name, rows) for name, rows in report.histories.items() if rows],
+        "corpus_figure": plots.corpus_bars(described) if described else None,
+    }
+
+
+def _front_matter(report: Report) -> dict[str, Any]:
+    """Metadata as the Hub documents it. It knows no relation for distillation; `finetune` is the nearest of its four."""
+    recipe, results = yaml.safe_load(report.recipe) or {}, report.results
+    metric = HUB_METRICS.get(results["metric"], results["metric"])
+    source = recipe.get("task", {}).get("train") or {}
+    dataset = source.get("dataset") or re.sub(r"[^\w.-]+", "-", results["task"])
+    lineage = {"base_model": report.teacher_model, "base_model_relation": "finetune"}
+    result = {
+        "task": {"type": "text-classification", "name": "Text Classification"},
+        "dataset": {"type": dataset, "name": results["task"], "split": results["split"]},
+        "metrics": [{"type": metric, "name": report.metric, "value": round(report.student["mean"], 4)}],
+    }
+    return {
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification",
+        **(lineage if HUB_ID.fullmatch(report.teacher_model) else {}),
+        "datasets": [dataset],
+        "metrics": [metric],
+        "tags": ["knowledge-distillation", "contextualized-corpus", "retrieval-augmented", "openbook"],
+        "model-index": [{"name": report.run, "results": [result]}],
+    }
+
+
+def _environment(autoescape: bool) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("openbook"),
+        autoescape=autoescape,  # Markdown has an escape of its own
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.globals.update(zip=zip, model_names=plots.MODELS)
+    environment.filters.update(clip=_clip, label=_label, percent=percent, table=_markdown_table, fenced=_fenced)
+    return environment
+
+
+def _markdown_environment() -> Environment:
+    environment = _environment(autoescape=False)
+    environment.finalize = _escape_markdown
+    return environment
+
+
+def _clip(text: str) -> str:
+    """One line of bounded length; the tab between the two texts of a pair becomes a slash."""
+    line = " ".join(text.replace("\t", " / ").split())
+    return line if len(line) <= LONGEST_TEXT else line[: LONGEST_TEXT - 1].rstrip() + "…"
+
+
+def _label(value: str | float | None) -> str:
+    """A class name, or a score of a regression."""
+    return NOTHING if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _escape_markdown(value: Any) -> str:
+    """Any text as one line that Markdown shows as it is; markup made here passes."""
+    if isinstance(value, Markup):
+        return value
+    line = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]|~$])", r"\\\1", line)
+
+
+def _markdown_table(columns: Mapping[str, Sequence[Any]]) -> Markup:
+    header, *rows = [map(_escape_markdown, row) for row in (columns, *zip(*columns.values(), strict=True))]
+    rule = ["---", *["---:"] * (len(columns) - 1)]
+    return Markup("\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)))
+
+
+def _fenced(text: str, language: str) -> Markup:
+    """A code block whose fence is longer than any in the text."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return Markup(f"{fence}{language}\n{text.rstrip()}\n{fence}")

@@ -1,0 +1,166 @@
+"""Teacher + corpus and task -> students: every kind under every seed, side by side; the best of them ships."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from openbook.checkpoint import SCRATCH, building, is_fresh, open_artifact, read_json, write_json
+from openbook.config import Recipe
+from openbook.data.batches import BatchPlan
+from openbook.distillation.mapping import copied_layers
+from openbook.inference import answers_of, outputs_of
+from openbook.lessons import (
+    CORPUS,
+    STUDENTS,
+    Course,
+    corpus_examples,
+    courses,
+    key_projection,
+    needs_teacher,
+    objective_for,
+    teacher_for,
+    teacher_vocabulary,
+)
+from openbook.metrics import score
+from openbook.models.encoder import Encoder, load_finished
+from openbook.models.student import new_student, start_from_layers, start_from_word_embeddings
+from openbook.parallel import run_jobs
+from openbook.training import Lesson, train
+from openbook.workspace import Run, tokenizer_digest
+
+EXTRAS = ("history.json", "scores.json", "artifact.json")  # ours, beside the stock files of a student's folder
+
+
+def inputs(run: Run) -> dict[str, Any]:
+    """Of the student that ships; every student trained on the way has its own (see `student_inputs`)."""
+    return {
+        "recipe": run.recipe.model_dump(mode="json", include={"student", "distill", "seeds"}),
+        "task": run.task_digest,
+    }
+
+
+def build(run: Run, folder: Path) -> None:
+    jobs = [
+        (run.recipe, run.folder, student, seed)
+        for seed in run.recipe.seeds
+        for student in STUDENTS
+        if not is_fresh(folder_of(run, student, seed), student_inputs(run, student, seed))
+    ]
+    if jobs:
+        updates = sum(updates_of(run, student) for _, _, student, _ in jobs)
+        run_jobs(teach, jobs, workers_for(run), "teaching students", updates)
+    scores = {seed: read_json(folder_of(run, CORPUS, seed) / "scores.json")["holdout"] for seed in run.recipe.seeds}
+    best = max(scores, key=lambda seed: scores[seed])
+    for path in folder_of(run, CORPUS, best).iterdir():
+        if path.name not in EXTRAS:
+            shutil.copy2(path, folder / path.name)
+    write_json(folder / "selection.json", {"student": CORPUS, "seed": best, "holdout": scores})
+
+
+def folder_of(run: Run, student: str, seed: int) -> Path:
+    return run.folder / "students" / student / f"seed-{seed}"
+
+
+def workers_for(run: Run) -> int:
+    if run.recipe.distill.workers is not None:
+        return run.recipe.distill.workers
+    return 1 if torch.cuda.is_available() else min(len(STUDENTS) * len(run.recipe.seeds), os.cpu_count() or 1)
+
+
+def updates_of(run: Run, student: str) -> int:
+    return sum(len(plan_of(run, course, seed=0)) for course in courses(run, student))
+
+
+def plan_of(run: Run, course: Course, seed: int) -> BatchPlan:
+    examples = run.task.train if course.texts == "task" else corpus_examples(run)
+    return BatchPlan(run.tokens(course.texts, examples, run.tokenizer), course.training.optim, seed)
+
+
+def student_inputs(run: Run, student: str, seed: int) -> dict[str, Any]:
+    """What one student depends on: another corpus budget, say, leaves the gold-label student as it is."""
+    plans = courses(run, student)
+    inputs: dict[str, Any] = {
+        "student": run.recipe.student.model_dump(mode="json"),
+        "courses": [[course.name, course.texts, course.training.model_dump(mode="json")] for course in plans],
+        "task": run.task_digest,
+        "tokenizer": tokenizer_digest(run.tokenizer),
+        "seed": seed,
+    }
+    upstream = set()
+    if run.recipe.student.embeddings != "random" or run.recipe.student.init != "random":
+        upstream.add("teacher")
+    if any(needs_teacher(course.training.terms) for course in plans):
+        upstream |= {"teacher", "teacher_outputs"}
+    if any(course.texts == "corpus" for course in plans):
+        upstream.add("corpus")
+    for name in sorted(upstream):
+        artifact = open_artifact(run.folder / name)
+        inputs[name] = None if artifact is None else artifact.manifest["fingerprint"]
+    return inputs
+
+
+def teach(recipe: Recipe, run_folder: Path, student: str, seed: int, progress: Callable[[int], None]) -> None:
+    """Train one student in a process of its own, resuming where a killed run left it."""
+    run = Run(recipe, run_folder)
+    folder = folder_of(run, student, seed)
+    with building(folder, student_inputs(run, student, seed)) as partial:
+        model, history, before = fresh_student(run, seed), [], 0
+        for course in courses(run, student):
+            plan = plan_of(run, course, seed)
+            told = follow(
+                run, course, plan, model, seed, partial / SCRATCH / course.name, counting_from(before, progress)
+            )
+            history += [{"stage": course.name, **row} for row in told]
+            before += len(plan)
+        heard = answers_of(model, run.tokens("holdout", run.task.holdout, run.tokenizer))
+        model.save(partial, run.tokenizer)
+        write_json(partial / "history.json", history)
+        held_out = score(run.task.metric, outputs_of(heard, run.task.kind), heard.labels)
+        write_json(partial / "scores.json", {"holdout": held_out})
+
+
+def counting_from(before: int, progress: Callable[[int], None]) -> Callable[[int], None]:
+    return lambda done: progress(before + done)
+
+
+def fresh_student(run: Run, seed: int) -> Encoder:
+    """The start that every student of a seed shares."""
+    settings, tokenizer = run.recipe.student, run.tokenizer
+    vocabulary = teacher_vocabulary(run) if run.shares_tokenizer else len(tokenizer)
+    student = new_student(settings, run.head, vocabulary, tokenizer.pad_token_id, run.recipe.task.max_length, seed)
+    if settings.init == "layer_copy":
+        teacher = load_finished(str(run.folder / "teacher"))
+        start_from_layers(student, teacher, copied_layers(teacher.layers, student.layers, settings.copy_which))
+    elif settings.embeddings == "projected":
+        start_from_word_embeddings(student, load_finished(str(run.folder / "teacher")))
+    return student
+
+
+def follow(
+    run: Run,
+    course: Course,
+    plan: BatchPlan,
+    student: Encoder,
+    seed: int,
+    scratch: Path,
+    progress: Callable[[int], None],
+) -> list[dict[str, float]]:
+    """One course of one student: the terms of its objective, the teacher they hear, the loop."""
+    terms = course.training.terms
+    accelerator = Accelerator()
+    torch.manual_seed(seed)  # the objective's projections
+    objective = objective_for(run, terms, key_projection(run) if terms.neighbours else None)
+    student.listen(objective.reads_hidden, objective.student_layers)
+    teacher = teacher_for(run, course.training)
+    lesson = accelerator.prepare(Lesson(student, objective))
+    return train(
+        lambda batch: lesson(batch, teacher(batch)),
+        lesson, plan, course.training.optim, seed, accelerator, scratch, progress,
+    )  # fmt: skip

@@ -1,0 +1,207 @@
+"""Models x seeds on the test split -> scores, differences with intervals, size, speed, and a few answers explained."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from openbook.checkpoint import read_json, write_json
+from openbook.console import track
+from openbook.inference import Answers, answers_of, outputs_of
+from openbook.knowledge_base import store
+from openbook.knowledge_base.interpolate import interpolate, neighbour_average
+from openbook.knowledge_base.search import search
+from openbook.lessons import CORPUS, KD, LABELS, OPEN_BOOK, STUDENTS
+from openbook.metrics import agreement, paired_difference, score
+from openbook.models.encoder import load_finished
+from openbook.models.student import load_tokenizer
+from openbook.predictor import OpenBook, Text
+from openbook.types import Example, KnowledgeBase
+from openbook.workspace import Run
+
+COMPARED = ((KD, LABELS), (CORPUS, LABELS), (CORPUS, KD), (OPEN_BOOK, CORPUS), (OPEN_BOOK, "teacher"))
+BATCH = 32
+
+
+def inputs(run: Run) -> dict[str, Any]:
+    return {"task": run.task_digest, "metric": run.task.metric, "settings": run.recipe.evaluate.model_dump(mode="json")}
+
+
+def build(run: Run, folder: Path) -> None:
+    outputs = all_outputs(run)
+    gold = np.array([example.label for example in run.task.test])
+    timings = time_models(run)
+    models = [describe(run, name, outputs, gold, timings[name]) for name in outputs]
+    compared = [(a, b, paired_difference(run.task.metric, outputs[a], outputs[b], gold)) for a, b in COMPARED]
+    results = {
+        "task": run.task.name,
+        "kind": run.task.kind,
+        "metric": run.task.metric,
+        "split": "test",
+        "rows": len(gold),
+        "labels": run.task.labels,
+        "seeds": list(run.recipe.seeds),
+        "models": models,
+        "comparisons": [
+            {"a": a, "b": b, "difference": found.mean, "low": found.low, "high": found.high} for a, b, found in compared
+        ],
+        "timing": timing_conditions(run),
+    }
+    write_json(folder / "results.json", results)
+    write_json(folder / "examples.json", explained(run, gold))
+    for name, one in outputs.items():
+        np.save(folder / f"{name}.npy", np.stack(one))  # (seeds, n, C)
+
+
+def all_outputs(run: Run) -> dict[str, list[NDArray[Any]]]:
+    """Probabilities (n, C) of every model on the test rows, one array a seed; the teacher has one."""
+    base = store.load(run.folder / "knowledge_base")
+    tuned = read_json(run.folder / "knowledge_base" / "tuning.json")
+    teacher = load_finished(str(run.folder / "teacher"))
+    heard = answers_of(teacher, run.tokens("test-for-teacher", run.task.test, run.teacher_tokenizer))
+    outputs: dict[str, list[NDArray[Any]]] = {"teacher": [outputs_of(heard, run.task.kind)]}
+    texts = run.tokens("test", run.task.test, run.tokenizer)
+    outputs |= {name: [] for name in (*STUDENTS, OPEN_BOOK)}
+    with track("reading the test split", len(STUDENTS) * len(run.recipe.seeds)) as advance:
+        for name in STUDENTS:
+            for seed in run.recipe.seeds:
+                answers = answers_of(load_finished(str(run.folder / "students" / name / f"seed-{seed}")), texts)
+                outputs[name].append(outputs_of(answers, run.task.kind))
+                if name == CORPUS:
+                    outputs[OPEN_BOOK].append(with_book(answers, run.task.kind, base, tuned[str(seed)]))
+                advance(sum(map(len, outputs.values())))
+    return outputs
+
+
+def with_book(answers: Answers, kind: str, base: KnowledgeBase, tuned: dict[str, Any]) -> NDArray[Any]:
+    alone = outputs_of(answers, kind)
+    hits = search(answers.embedding, base.keys, tuned["top_k"])
+    return interpolate(alone, neighbour_average(hits, base.values, tuned["temperature"]), tuned["beta"])
+
+
+def describe(
+    run: Run, name: str, outputs: dict[str, list[NDArray[Any]]], gold: NDArray[Any], timing: dict[str, Any]
+) -> dict[str, Any]:
+    scores = [score(run.task.metric, one, gold) for one in outputs[name]]
+    folder = run.folder / ("teacher" if name == "teacher" else "student")
+    book = {"book_bytes": folder_bytes(run.folder / "knowledge_base", ".npy")} if name == OPEN_BOOK else {}
+    return {
+        "name": name,
+        "scores": scores,
+        "mean": statistics.mean(scores),
+        "sd": statistics.stdev(scores) if len(scores) > 1 else 0.0,
+        "parameters": sum(weight.numel() for weight in load_finished(str(folder)).parameters()),
+        "bytes": folder_bytes(folder, ".safetensors"),
+        **book,
+        **timing,
+        "agreement": statistics.mean(agreement(one, outputs["teacher"][0]) for one in outputs[name]),
+    }
+
+
+def folder_bytes(folder: Path, suffix: str) -> int:
+    return sum(path.stat().st_size for path in folder.glob(f"*{suffix}"))
+
+
+def time_models(run: Run) -> dict[str, dict[str, Any]]:
+    """Latency of single texts and throughput of batches, tokenising included; the models take turns in every round."""
+    settings = run.recipe.evaluate
+    rows = [as_text(example) for example in run.task.test]
+    singles, many = rows[: settings.latency_rows], rows[: settings.throughput_rows]
+    book = OpenBook.from_pretrained(run.folder)
+    alone = OpenBook(book.student, book.tokenizer)
+    teacher = OpenBook(load_finished(str(run.folder / "teacher")), load_tokenizer(str(run.folder / "teacher")))
+    timed = {"teacher": teacher, CORPUS: alone, OPEN_BOOK: book}
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    rates: dict[str, list[float]] = {name: [] for name in timed}
+    with track("timing", settings.repeats) as advance:
+        for model in timed.values():
+            model.predict_proba(singles)
+        for done in range(settings.repeats):
+            for row in singles:
+                for name, model in timed.items():
+                    seconds[name].append(stopwatch(lambda model=model, row=row: model.predict_proba(row)))  # type: ignore[misc]
+            for name, model in timed.items():
+                rates[name].append(len(many) / stopwatch(lambda model=model: model.predict_proba(many)))  # type: ignore[misc]
+            advance(done + 1)
+    found = {name: summary(seconds[name], rates[name]) for name in timed}
+    return {**found, LABELS: found[CORPUS], KD: found[CORPUS]}  # the same shape
+
+
+def stopwatch(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def summary(seconds: list[float], rates: list[float]) -> dict[str, Any]:
+    p50, p95 = (float(q) * 1000 for q in np.quantile(seconds, (0.5, 0.95)))
+    return {"latency_ms": {"p50": p50, "p95": p95}, "throughput": statistics.median(rates)}
+
+
+def timing_conditions(run: Run) -> dict[str, Any]:
+    return {
+        "threads": torch.get_num_threads(),
+        "batch_size": BATCH,
+        "repeats": run.recipe.evaluate.repeats,
+        "processor": torch.cpu.get_capabilities().get("cpu_name") or platform.processor(),
+    }
+
+
+def as_text(example: Example) -> Text:
+    return example.text if example.text_pair is None else (example.text, example.text_pair)
+
+
+def explained(run: Run, gold: NDArray[Any]) -> list[dict[str, Any]]:
+    """A few test rows with their neighbours: those the book decided first, then wrong ones, then right ones."""
+    book = OpenBook.from_pretrained(run.folder)
+    rows = [as_text(example) for example in run.task.test]
+    labels = run.task.labels
+    told = book.explain(rows)
+    records = []
+    for row, explanation, truth in zip(rows, told, gold, strict=True):
+        found = explanation.evidence
+        right = bool(found.predicted == truth) if labels else None
+        neighbours = [
+            {
+                "text": neighbour.text,
+                "label": labels[int(neighbour.value.argmax())] if labels else float(neighbour.value[0]),
+                "similarity": neighbour.similarity,
+                "weight": neighbour.weight,
+                "contribution": neighbour.contribution,
+            }
+            for neighbour in found.neighbours[:5]
+        ]
+        records.append(
+            {
+                "text": row if isinstance(row, str) else " | ".join(row),
+                "gold": labels[int(truth)] if labels else float(truth),
+                "prediction": explanation.prediction,
+                "alone": explanation.alone,
+                "probability": float(found.result[found.predicted]),
+                "decisive": found.decisive,
+                "right": right,
+                "neighbours": neighbours,
+            }
+        )
+    records.sort(key=lambda record: (not record["decisive"], record["right"] is not False))
+    return varied(records, run.recipe.evaluate.examples)
+
+
+def varied(records: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Up to a third decided by the book, up to a third wrong, the rest right."""
+    third = max(1, count // 3)
+    decisive = [record for record in records if record["decisive"]][:third]
+    wrong = [record for record in records if record["right"] is False and record not in decisive][:third]
+    chosen = decisive + wrong
+    return (
+        chosen
+        + [record for record in records if record not in chosen and record["right"] is not False][: count - len(chosen)]
+    )

@@ -1,0 +1,125 @@
+"""A run: its recipe, its folder, and what several stages read in the same way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from openbook.checkpoint import building, digest_folder, fingerprint, is_fresh
+from openbook.config import Recipe, UsageError
+from openbook.data.batches import Tokenised, tokenise
+from openbook.data.sources import digest, locate_model
+from openbook.data.tasks import TaskData, load_task
+from openbook.models.encoder import Head
+from openbook.models.student import load_tokenizer
+from openbook.recipe import dump_recipe
+from openbook.types import Example
+
+RUN_FILE = "run.yaml"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recipe at work in one folder."""
+
+    recipe: Recipe
+    folder: Path
+
+    @cached_property
+    def task(self) -> TaskData:
+        return load_task(self.recipe.task)
+
+    @cached_property
+    def task_digest(self) -> str:
+        """Changes with any row that was read, its label, or the split it is in."""
+        rows = {
+            split: [(e.id, e.text, e.text_pair, e.label) for e in getattr(self.task, split)]
+            for split in ("train", "holdout", "test")
+        }
+        return fingerprint({"rows": rows, "labels": self.task.labels, "max_length": self.recipe.task.max_length})
+
+    @cached_property
+    def head(self) -> Head:
+        return Head(self.task.labels)
+
+    @cached_property
+    def teacher_location(self) -> str:
+        return locate_model(self.recipe.teacher.model)
+
+    @cached_property
+    def teacher_digest(self) -> str:
+        """Of the pretrained weights: by content for a folder, by name and revision for the Hub."""
+        location = Path(self.teacher_location)
+        if location.is_dir():
+            return digest_folder(location)
+        return fingerprint([self.teacher_location, self.recipe.teacher.revision])
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The student's: the teacher's, unless the recipe names another."""
+        if self.recipe.student.tokenizer is not None:
+            return load_tokenizer(self.recipe.student.tokenizer)
+        return self.teacher_tokenizer
+
+    @cached_property
+    def teacher_tokenizer(self) -> Any:
+        return load_tokenizer(self.teacher_location, self.recipe.teacher.revision)
+
+    @cached_property
+    def shares_tokenizer(self) -> bool:
+        return tokenizer_digest(self.tokenizer) == tokenizer_digest(self.teacher_tokenizer)
+
+    @cached_property
+    def corpus_digest(self) -> str:
+        return fingerprint(
+            [digest(source, f"corpus.sources.{i}") for i, source in enumerate(self.recipe.corpus.sources)]
+        )
+
+    def tokens(self, name: str, examples: Sequence[Example], tokenizer: Any) -> Tokenised:
+        """The examples as word-pieces: tokenised once, then mapped from disk."""
+        rows = [(e.id, e.text, e.text_pair, e.label) for e in examples]
+        inputs = {
+            "rows": fingerprint(rows),
+            "tokenizer": tokenizer_digest(tokenizer),
+            "max_length": self.recipe.task.max_length,
+        }
+        folder = self.folder / "tokens" / f"{name}-{fingerprint(inputs)[:12]}"
+        if not is_fresh(folder, inputs):
+            with building(folder, inputs) as partial:
+                tokenise(examples, tokenizer, self.recipe.task.max_length, partial)
+        return Tokenised.load(folder)
+
+    def claim(self) -> None:
+        """Write the resolved recipe into the run folder. Raises UsageError if another task's run lives there."""
+        self.check_owner()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        aside = self.folder / f".{RUN_FILE}.partial"
+        aside.write_text(dump_recipe(self.recipe), encoding="utf-8")
+        aside.replace(self.folder / RUN_FILE)
+
+    def check_owner(self) -> None:
+        """One folder serves one name and task; any other change of the recipe makes stages stale, no more."""
+        try:
+            owner = yaml.safe_load((self.folder / RUN_FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return
+        theirs = {"name": owner["name"], "task.name": owner["task"]["name"]}
+        ours = {"name": self.recipe.name, "task.name": self.recipe.task.name}
+        for key, value in ours.items():
+            if theirs[key] != value:
+                raise UsageError(
+                    f"{self.folder} was made by another recipe: its {key} is {theirs[key]!r}, this one's is {value!r};"
+                    " give this run another folder with --run-dir, or remove that one"
+                )
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Of vocabulary and rules; the truncation and padding that the last call left behind do not count."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    return fingerprint({name: part for name, part in rules.items() if name not in ("truncation", "padding")})

@@ -1,0 +1,597 @@
+"""Losses, against values worked out by hand, other formulae, and the properties they promise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from openbook.distillation import losses
+from openbook.distillation.losses import Norm, Taps
+
+NORMS: tuple[Norm, ...] = ("token", "flat", "paddle")
+PROPERTY = settings(max_examples=20, deadline=None, derandomize=True, database=None)
+SEEDS = st.integers(0, 2**31)
+
+
+def tensor(values: object, *, learned: bool = False) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, requires_grad=learned)
+
+
+def close(actual: Tensor, expected: object, tolerance: float = 1e-6) -> None:
+    torch.testing.assert_close(actual.detach(), tensor(expected), rtol=0, atol=tolerance, check_dtype=False)
+
+
+def gradient(loss: Tensor, of: Tensor) -> Tensor:
+    return torch.autograd.grad(loss, of, retain_graph=True)[0]
+
+
+def random(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def padded_mask(*lengths: int) -> Tensor:
+    return (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+TEACHER_LOGITS, STUDENT_LOGITS = tensor([[0, math.log(3)]]), tensor([[math.log(2), 0]])
+
+
+@pytest.mark.parametrize(
+    ("temperature", "cross_entropy", "divergence", "slope"),
+    [(1.0, 0.925325, 0.362990, 0.416667), (2.0, 0.754519, 0.097712, 0.109881)],
+)
+def test_soft_labels_as_worked_out(temperature: float, cross_entropy: float, divergence: float, slope: float) -> None:
+    student = STUDENT_LOGITS.clone().requires_grad_()
+    hard, soft = (
+        loss(student, TEACHER_LOGITS, temperature) for loss in (losses.soft_cross_entropy, losses.soft_label_kl)
+    )
+    close(hard, cross_entropy)
+    close(gradient(hard, student), [[slope, -slope]])
+    close(soft, temperature**2 * divergence, 4e-6)
+    close(gradient(soft, student), [[temperature**2 * slope, -(temperature**2) * slope]], 4e-6)
+
+
+def test_soft_cross_entropy_of_a_batch_is_its_mean() -> None:
+    teacher, student = tensor([[1, 0, -1], [0, 2, 0]]), tensor([[0, 0, 0], [1, 1, 0]])
+    close(losses.soft_cross_entropy(student, teacher, 1.0), 1.033557)
+    close(losses.soft_cross_entropy(student, teacher, 1.0, official=True), 0.344519)
+    close(losses.soft_cross_entropy(STUDENT_LOGITS, TEACHER_LOGITS, 1.0, official=True), 0.462663)
+
+
+def test_soft_labels_and_gold_labels_of_three_rows() -> None:
+    student = tensor([[1, 0], [0, 2], [0.5, 0.5]], learned=True)
+    teacher = tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]).log()
+    hard = losses.soft_cross_entropy(student, teacher, 1.0)
+    slopes = [[-0.056314, 0.056314], [-0.026932, 0.026932], [-0.033333, 0.033333]]
+    close(hard, 0.544446)
+    close(gradient(hard, student), slopes)
+    close(losses.soft_label_kl(student, teacher, 1.0), 0.044947)
+    close(gradient(losses.soft_label_kl(student, teacher, 1.0), student), slopes)
+    close(losses.soft_label_kl(student, teacher, 2.0), 0.069245)
+    close(losses.gold_labels(student, torch.tensor([0, 1, 0])), 0.377779)
+
+
+@PROPERTY
+@given(SEEDS, st.floats(0.2, 5))
+def test_soft_labels_are_least_at_the_teacher_and_their_gradient_sums_to_zero(seed: int, temperature: float) -> None:
+    generator = seeded(seed)
+    teacher, student = random(generator, 4, 3), random(generator, 4, 3).requires_grad_()
+    probabilities = (teacher / temperature).softmax(-1)
+    entropy = -(probabilities * probabilities.log()).sum(-1).mean()
+    loss = losses.soft_cross_entropy(student, teacher, temperature)
+    assert loss >= entropy
+    close(losses.soft_cross_entropy(teacher + 7, teacher, temperature), entropy.item())
+    slope = gradient(loss, student)
+    close(slope.sum(-1), [0.0] * 4)
+    torch.testing.assert_close(slope, ((student / temperature).softmax(-1) - probabilities).detach() / temperature / 4)
+
+
+def test_a_squared_error_is_the_mean_over_all_entries() -> None:
+    close(losses.squared_error(tensor([[1], [2.5], [3]]), tensor([[2], [2.5], [1]])), 5 / 3)
+    close(losses.squared_error(tensor([[1, 2], [3, 4]]), tensor([[1, 0], [0, 4]])), 13 / 4)
+
+
+# --- states and attention ---------------------------------------------------------------------------------------------
+
+STATES, TARGETS = [[1, 0], [0, 2]], [[1, 1, 3], [0, 0, 1]]
+
+
+def test_hidden_states_as_worked_out() -> None:
+    weight = tensor([[1, 2, 3], [0, 1, 0]], learned=True)
+    whole = losses.hidden_states(tensor([STATES]) @ weight, tensor([TARGETS]), padded_mask(2))
+    close(whole, 1.0)
+    close(gradient(whole, weight), [[0, 1 / 3, 0], [0, 4 / 3, -2 / 3]])
+    padded = tensor([[*STATES, [1, 1]]]) @ weight
+    teacher, mask = tensor([[*TARGETS, [0, 0, 0]]]), torch.tensor([[1, 1, 0]])
+    close(losses.hidden_states(padded, teacher, mask), 1.0)
+    close(losses.hidden_states(padded, teacher, mask, official=True), 25 / 9)
+
+
+SCORES, AIMS = [[1, 2], [3, 4]], [[1, 0], [3, 1]]
+
+
+def test_attention_as_worked_out() -> None:
+    student = tensor([[SCORES]], learned=True)
+    whole = losses.attention(student, tensor([[AIMS]]), padded_mask(2))
+    close(whole, 3.25)
+    close(gradient(whole, student), [[[[0, 1], [0, 1.5]]]])
+    close(losses.attention(student, tensor([[AIMS]]), padded_mask(2), official=True), 3.25)
+
+
+def test_padding_leaves_attention_alone_unless_official() -> None:
+    student, teacher = tensor([[[[1, 2, 9], [3, 4, 9], [1, 1, 9]]]]), tensor([[[[1, 0, 5], [3, 1, 5], [0, 1, 5]]]])
+    close(losses.attention(student, teacher, torch.tensor([[1, 1, 0]])), 3.25)
+    close(losses.attention(student, teacher, torch.tensor([[1, 1, 0]]), official=True), 14 / 9)
+
+
+def test_official_attention_also_drops_real_scores_of_minus_100() -> None:
+    student, teacher = tensor([[[[-100, 2]] * 2]]), tensor([[[[3, -101]] * 2]])
+    close(losses.attention(student, teacher, padded_mask(2), official=True), (9 + 4) / 2)
+
+
+def test_sequences_weigh_by_the_square_of_their_length_in_attention() -> None:
+    student, teacher = tensor([[SCORES], [[[5, 0], [0, 0]]]]), tensor([[AIMS], [[[2, 1], [1, 1]]]])
+    close(losses.attention(student, teacher, padded_mask(2, 1)), 4.4)
+    twice = [side.expand(2, 3, 2, 2) for side in (student, teacher)]
+    close(losses.attention(twice[0], twice[1], padded_mask(2, 1)), 4.4)
+
+
+def test_attention_scores_are_scaled_by_the_heads_own_width() -> None:
+    generator = seeded(3)
+    query, key = random(generator, 2, 5, 12), random(generator, 2, 5, 12)
+    scores = losses.attention_scores(query, key, 3)
+    assert scores.shape == (2, 3, 5, 5)
+    for sequence, head in product(range(2), range(3)):
+        width = slice(4 * head, 4 * head + 4)
+        expected = query[sequence, :, width] @ key[sequence, :, width].T / 2
+        torch.testing.assert_close(scores[sequence, head], expected)
+
+
+@PROPERTY
+@given(SEEDS, st.lists(st.integers(1, 5), min_size=2, max_size=4), st.integers(0, 3))
+def test_layers_ignore_padding_and_split_by_their_real_entries(seed: int, lengths: list[int], extra: int) -> None:
+    generator, size, longest = seeded(seed), len(lengths), max(lengths)
+    mask = padded_mask(*lengths)
+    states = [random(generator, size, longest, 3) for _ in range(2)]
+    scores = [random(generator, size, 2, longest, longest) for _ in range(2)]
+    wide_mask = F.pad(mask, (0, extra))
+    wide_states = [F.pad(side, (0, 0, 0, extra), value=float(fill)) for side, fill in zip(states, (7, -9), strict=True)]
+    wide_scores = [
+        F.pad(side, (0, extra, 0, extra), value=float(fill)) for side, fill in zip(scores, (7, -9), strict=True)
+    ]
+    counts = tensor(lengths)
+
+    whole = losses.hidden_states(states[0], states[1], mask)
+    torch.testing.assert_close(losses.hidden_states(wide_states[0], wide_states[1], wide_mask), whole)
+    alone = [losses.hidden_states(states[0][[i]], states[1][[i]], mask[[i]]) for i in range(size)]
+    torch.testing.assert_close(whole, torch.stack(alone) @ counts / counts.sum())
+
+    whole = losses.attention(scores[0], scores[1], mask)
+    torch.testing.assert_close(losses.attention(wide_scores[0], wide_scores[1], wide_mask), whole)
+    alone = [losses.attention(scores[0][[i]], scores[1][[i]], mask[[i]]) for i in range(size)]
+    torch.testing.assert_close(whole, torch.stack(alone) @ counts**2 / (counts**2).sum())
+
+
+def test_padding_changes_the_official_forms() -> None:
+    ones, zeros, mask = torch.ones(1, 2, 2), torch.zeros(1, 2, 2), padded_mask(2)
+    wide, wide_mask = F.pad(ones, (0, 0, 0, 2)), F.pad(mask, (0, 2))
+    assert losses.hidden_states(ones, zeros, mask, official=True) == 1
+    assert losses.hidden_states(wide, torch.zeros(1, 4, 2), wide_mask, official=True) == 0.5
+    square = F.pad(ones, (0, 2, 0, 2))[None]
+    assert losses.attention(square, torch.zeros(1, 1, 4, 4), wide_mask, official=True) == 0.25
+
+
+# --- relations --------------------------------------------------------------------------------------------------------
+
+
+def same(values: object, *, learned: bool = False) -> tuple[Tensor, Taps]:
+    """One tensor as q, k and v."""
+    one = tensor(values, learned=learned)
+    return one, (one, one, one)
+
+
+def one_relation(student: Taps, teacher: Taps, mask: Tensor, heads: int = 1, norm: Norm = "token") -> Tensor:
+    return losses.relations(student, teacher, mask, heads, norm=norm, pairs=[(0, 0)])
+
+
+def plain_relations(student: Taps, teacher: Taps, mask: Tensor, heads: int, norm: Norm) -> float:
+    """The equations once more, one sequence, head and query at a time."""
+    total = 0.0
+    lengths = mask.sum(1).tolist()
+    for side in range(3):
+        for b, a in product(range(len(mask)), range(heads)):
+            maps = []
+            for taps in (teacher, student):
+                part = taps[side][b].detach().chunk(heads, dim=-1)[a]
+                maps.append((part @ part.T / part.shape[-1] ** 0.5)[:, : lengths[b]].softmax(-1))
+            rows = (maps[0] * (maps[0] / maps[1]).log()).sum(-1)
+            real = rows[: lengths[b]].sum().item()
+            if norm == "token":
+                total += real / heads / lengths[b] / len(mask)
+            elif norm == "flat":
+                total += real / heads / sum(lengths)
+            else:
+                total += rows.sum().item() / heads / mask.numel()
+    return total
+
+
+def random_taps(generator: torch.Generator, batch: int, length: int, width: int) -> Taps:
+    query, key, value = (random(generator, batch, length, width) for _ in range(3))
+    return query, key, value
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_relations_as_worked_out(norm: Norm) -> None:
+    _, teacher = same([[[1], [0]]])
+    student, taps = same([[[0], [0]]], learned=True)
+    close(one_relation(taps, teacher, padded_mask(2), norm=norm), 0.055472)
+    whole = losses.relations(taps, teacher, padded_mask(2), 1, norm=norm)
+    close(whole, 0.166416)
+    assert torch.equal(gradient(whole, student), torch.zeros(1, 2, 1, dtype=torch.float64))
+    student, taps = same([[[0.5], [-0.5]]], learned=True)
+    loss = one_relation(taps, teacher, padded_mask(2), norm=norm)
+    close(loss, 0.028637)
+    close(gradient(loss, student), [[[-0.050835], [-0.064695]]])
+
+
+def test_each_side_is_scaled_by_its_own_width() -> None:
+    _, teacher = same([[[2, 0, 0, 0], [0, 2, 0, 0]]])
+    close(one_relation(same([[[1, 1, 1, 1], [1, -1, 1, -1]]])[1], teacher, padded_mask(2)), 0.0)
+    close(one_relation(same([[[2**0.5, 0], [0, 2**0.5]]])[1], teacher, padded_mask(2)), 0.020866)
+
+
+@pytest.mark.parametrize(
+    ("norm", "padded", "batch"),
+    [("token", 0.055472, 0.048283), ("flat", 0.055472, 0.046846), ("paddle", 0.204409, 0.122752)],
+)
+def test_relations_of_padded_sequences(norm: Norm, padded: float, batch: float) -> None:
+    teacher, student = [[[1], [0], [3]], [[1], [0], [0]]], [[[0], [0], [-2]], [[0], [0], [0]]]
+    mask = padded_mask(2, 3)
+    close(one_relation(same(student[:1])[1], same(teacher[:1])[1], mask[:1], norm=norm), padded)
+    close(one_relation(same(student[1:])[1], same(teacher[1:])[1], mask[1:], norm=norm), 0.041095)
+    close(one_relation(same(student)[1], same(teacher)[1], mask, norm=norm), batch)
+
+
+def test_heads_are_regrouped_across_the_models_own() -> None:
+    native = tensor([[[100 * h + 10 * x + i for i in range(2)] for x in range(2)] for h in range(2)])
+    joined = native.transpose(0, 1).reshape(1, 2, 4)
+    close(losses.split_heads(joined, 4)[0, :, :, 0], [[0, 10], [1, 11], [100, 110], [101, 111]])
+    close(losses.split_heads(joined, 1)[0, 0], [[0, 1, 100, 101], [10, 11, 110, 111]])
+
+
+def test_a_mixed_pair_of_relations() -> None:
+    query, key = tensor([[[1], [1]]], learned=True), tensor([[[1], [0]]], learned=True)
+    teacher = (tensor([[[1], [0]]]), tensor([[[0], [2]]]), tensor([[[5], [5]]]))
+    loss = losses.relations((query, key, key), teacher, padded_mask(2), 1, pairs=[(0, 1)])
+    close(loss, 0.474420)
+    close(gradient(loss, query), [[[0.305928], [0.115529]]])
+    close(gradient(loss, key), [[[0.421457], [-0.421457]]])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_relations_equal_the_plain_computation_and_their_gradient_its_slope(
+    norm: Norm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator, mask = seeded(1), padded_mask(4, 2, 1)
+    teacher, student = random_taps(generator, 3, 4, 12), random_taps(generator, 3, 4, 6)
+    for part in student:
+        part.requires_grad_()
+    expected = plain_relations(student, teacher, mask, 3, norm)
+    whole = losses.relations(student, teacher, mask, 3, norm=norm)
+    close(whole, expected, 1e-10)
+    monkeypatch.setattr(losses, "CHUNK_ENTRIES", 2 * 3 * 4 * 4)  # two of three heads at a time
+    chunked = losses.relations(student, teacher, mask, 3, norm=norm)
+    close(chunked, expected, 1e-10)
+    for part in student:
+        torch.testing.assert_close(gradient(chunked, part), gradient(whole, part))
+
+    def mixed(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        pairs = [(0, 0), (1, 1), (2, 2), (0, 1), (2, 0)]
+        return 3 * losses.relations((query, key, value), teacher, mask, 3, norm=norm, pairs=pairs)
+
+    assert torch.autograd.gradcheck(mixed, student)
+
+
+@PROPERTY
+@given(SEEDS, st.sampled_from(NORMS), st.lists(st.integers(1, 4), min_size=1, max_size=3))
+def test_relations_are_no_less_than_zero_and_keep_their_symmetries(seed: int, norm: Norm, lengths: list[int]) -> None:
+    generator, mask = seeded(seed), padded_mask(*lengths)
+    teacher = random_taps(generator, len(lengths), max(lengths), 8)
+    student = random_taps(generator, len(lengths), max(lengths), 4)
+
+    def loss(student: Taps, teacher: Taps) -> float:
+        return losses.relations(student, teacher, mask, 2, norm=norm).item()
+
+    whole = loss(student, teacher)
+    assert whole >= 0
+    assert loss(teacher, teacher) == pytest.approx(0, abs=1e-12)
+    turn = torch.linalg.qr(random(generator, 2, 2)).Q
+    turned = tuple((part.reshape(*part.shape[:2], 2, 2) @ turn).flatten(-2) for part in student)
+    assert loss((turned[0], turned[1], turned[2]), teacher) == pytest.approx(whole)
+    assert loss((-student[0], -student[1], -student[2]), teacher) == pytest.approx(whole)
+
+
+def test_tokens_may_change_places_on_both_sides_only() -> None:
+    generator, mask, order = seeded(2), padded_mask(3), torch.tensor([2, 0, 1])
+    teacher, student = random_taps(generator, 1, 3, 4), random_taps(generator, 1, 3, 4)
+    moved = [(q[:, order], k[:, order], v[:, order]) for q, k, v in (student, teacher)]
+    whole = losses.relations(student, teacher, mask, 2)
+    torch.testing.assert_close(losses.relations(moved[0], moved[1], mask, 2), whole)
+    assert (losses.relations(moved[0], teacher, mask, 2) - whole).abs() > 1e-3
+
+
+@PROPERTY
+@given(SEEDS, st.lists(st.integers(1, 4), min_size=2, max_size=3), st.integers(0, 3))
+def test_relations_ignore_padding_and_split_by_their_norm(seed: int, lengths: list[int], extra: int) -> None:
+    generator, mask, size = seeded(seed), padded_mask(*lengths), len(lengths)
+    teacher, student = random_taps(generator, size, max(lengths), 4), random_taps(generator, size, max(lengths), 4)
+
+    def changed(taps: Taps, fill: float) -> Taps:
+        """Other content in the padding, and more of it."""
+        query, key, value = (F.pad(t.where(mask[:, :, None] > 0, fill), (0, 0, 0, extra), value=fill) for t in taps)
+        return query, key, value
+
+    def only(taps: Taps, row: int) -> Taps:
+        return taps[0][[row]], taps[1][[row]], taps[2][[row]]
+
+    weights: dict[Norm, Tensor] = {"token": torch.ones(size).double() / size, "flat": tensor(lengths) / sum(lengths)}
+    for norm, weight in weights.items():
+        whole = losses.relations(student, teacher, mask, 2, norm=norm)
+        wide = losses.relations(changed(student, 3.0), changed(teacher, -2.0), F.pad(mask, (0, extra)), 2, norm=norm)
+        torch.testing.assert_close(wide, whole)
+        alone = [losses.relations(only(student, i), only(teacher, i), mask[[i]], 2, norm=norm) for i in range(size)]
+        torch.testing.assert_close(torch.stack(alone) @ weight, whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_relations_stay_finite_in_half_precision_and_for_one_token(dtype: torch.dtype) -> None:
+    generator, mask = seeded(4), padded_mask(1, 3)
+    query, key, value = (200 * random(generator, 2, 3, 4).to(dtype) for _ in range(3))
+    student = (query.requires_grad_(), key.requires_grad_(), value.requires_grad_())
+    loss = losses.relations(student, random_taps(generator, 2, 3, 8), mask, 2)
+    torch.autograd.backward(loss)
+    assert loss.dtype == torch.float32
+    assert all(part.grad is not None and part.grad.isfinite().all() for part in student)
+    assert losses.relations(student, student, mask.bool(), 2) == 0
+
+
+# --- neighbours and contrast ------------------------------------------------------------------------------------------
+
+KEYS = tensor([(1, 0), (0, 1), (0.6, 0.8)])
+QUERIES = tensor([(0.8, 0.6), (0, 1), (1, 0)])
+BANK = torch.cat([KEYS, tensor([(-1, 0)])])
+ITSELF = torch.eye(3, 4, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("student", "keys", "student_temperature", "own", "expected"),
+    [
+        (QUERIES, KEYS, 0.5, None, 0.207552),
+        (QUERIES, KEYS, 0.5, ITSELF[:, :3], 0.224322),
+        (QUERIES, KEYS, 0.25, None, 0.499724),
+        (KEYS, KEYS, 0.25, None, 0.091259),
+        (KEYS, KEYS, 0.5, None, 0.0),
+        (QUERIES, BANK, 0.5, None, 0.204857),
+        (QUERIES, BANK, 0.5, ITSELF, 0.220301),
+    ],
+)
+def test_neighbour_relations_as_worked_out(
+    student: Tensor, keys: Tensor, student_temperature: float, own: Tensor | None, expected: float
+) -> None:
+    close(losses.neighbour_relations(student, KEYS, keys, 0.5, student_temperature, own), expected)
+
+
+def test_the_gradient_of_neighbour_relations_shrinks_with_the_length_of_the_vector() -> None:
+    student = tensor([(1.6, 1.2), (0, 3), (0.5, 0)], learned=True)
+    loss = losses.neighbour_relations(student, KEYS, KEYS, 0.5, 0.5)
+    close(loss, 0.207552)
+    close(gradient(loss, student), [(-0.067305, 0.089740), (0, 0), (0, -0.508560)])
+
+
+def test_a_student_equal_to_the_teacher_gets_no_gradient_and_a_lone_example_costs_nothing() -> None:
+    student = KEYS.clone().requires_grad_()
+    close(gradient(losses.neighbour_relations(student, KEYS, KEYS, 0.5, 0.5), student), [[0, 0]] * 3)
+    lone = tensor([(3, 1)], learned=True)
+    for own in (None, torch.ones(1, 1, dtype=torch.bool)):
+        loss = losses.neighbour_relations(lone, KEYS[:1], KEYS[:1], 0.5, 0.5, own)
+        assert loss == 0
+        assert torch.equal(gradient(loss, lone), torch.zeros(1, 2, dtype=torch.float64))
+
+
+@PROPERTY
+@given(SEEDS, st.integers(1, 5), st.integers(1, 6))
+def test_neighbour_relations_keep_their_symmetries(seed: int, rows: int, entries: int) -> None:
+    generator = seeded(seed)
+    student = random(generator, rows, 3)
+    queries, keys = (F.normalize(random(generator, count, 3), dim=1) for count in (rows, entries))
+    turn = torch.linalg.qr(random(generator, 3, 3)).Q
+    order, places = torch.randperm(rows, generator=generator), torch.randperm(entries, generator=generator)
+    whole = losses.neighbour_relations(student, queries, keys, 0.3, 0.2)
+    assert whole >= -1e-12
+    for other in (
+        losses.neighbour_relations(student @ turn, queries @ turn, keys @ turn, 0.3, 0.2),
+        losses.neighbour_relations(student[order], queries[order], keys[places], 0.3, 0.2),
+        losses.neighbour_relations(
+            student * torch.rand(rows, 1, generator=generator).add(0.1), queries, keys, 0.3, 0.2
+        ),
+    ):
+        torch.testing.assert_close(other, whole, rtol=1e-6, atol=1e-9)
+
+
+def test_keys_are_unit_vectors_of_the_projected_embedding() -> None:
+    weight, bias = tensor([[1, 0, 1], [0, 2, 0]]), tensor([1, 0])
+    close(losses.project_keys(tensor([[1, 2, 1], [-1, 0, 0]]), weight, bias), [[0.6, 0.8], [0, 0]])
+
+
+VECTORS = torch.cat([KEYS, tensor([(0.8, 0.6)])])
+
+
+@pytest.mark.parametrize(
+    ("labels", "temperature", "skip", "zero"),
+    [
+        ([0, 1, 1, 0], 0.5, 0.870714, 0.870714),
+        ([0, 1, 1, 0], 0.07, 1.221856, 1.221856),
+        ([0, 1, 1, 2], 0.5, 0.870714, 0.435357),
+        ([0, 1, 2, 3], 0.5, 0.0, 0.0),
+        ([0, 0, 0], 0.5, 0.853399, 0.853399),
+        ([0], 0.5, 0.0, 0.0),
+    ],
+)
+def test_supervised_contrast_as_worked_out(labels: list[int], temperature: float, skip: float, zero: float) -> None:
+    vectors = VECTORS[: len(labels)].clone().requires_grad_()
+    loss = losses.supervised_contrastive(vectors, torch.tensor(labels), temperature)
+    close(loss, skip)
+    close(losses.supervised_contrastive(vectors, torch.tensor(labels), temperature, "zero"), zero)
+    assert gradient(loss, vectors).isfinite().all()
+
+
+def test_contrastive_regression_as_worked_out() -> None:
+    targets = tensor([0, 2.5, 3, 5])
+    close(losses.contrastive_regression(VECTORS, targets, 0.5), 1.187459)
+    close(losses.contrastive_regression(VECTORS, 3 * targets, 0.5, sigma=3.0), 1.187459)
+    close(losses.contrastive_regression(VECTORS[:1], targets[:1], 0.5), 0.0)
+    far = losses.contrastive_regression(VECTORS.float(), 1000 * targets.float(), 0.5)
+    assert far.isfinite()
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+PAIR_MASK = padded_mask(3, 2)
+Loss = Callable[[Tensor, Tensor], Tensor]
+# every loss as a function of a student's and a teacher's tensor, and the shape of both
+LOSSES: dict[str, tuple[Loss, tuple[int, ...]]] = {
+    "squared_error": (losses.squared_error, (3, 2)),
+    "soft_cross_entropy": (lambda s, t: losses.soft_cross_entropy(s, t, 2.0), (3, 2)),
+    "soft_label_kl": (lambda s, t: losses.soft_label_kl(s, t, 2.0), (3, 2)),
+    "hidden_states": (lambda s, t: losses.hidden_states(s, t, PAIR_MASK), (2, 3, 4)),
+    "attention": (lambda s, t: losses.attention(s, t, PAIR_MASK), (2, 2, 3, 3)),
+    "relations": (lambda s, t: losses.relations((s, s, s), (t, t, t), PAIR_MASK, 2), (2, 3, 4)),
+    "neighbour_relations": (lambda s, t: losses.neighbour_relations(s, t, t, 0.5, 0.5), (3, 2)),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_teacher_gets_no_gradient(name: str) -> None:
+    loss, shape = LOSSES[name]
+    student, teacher = (random(seeded(seed), *shape).requires_grad_() for seed in (0, 1))
+    before = teacher.detach().clone()
+    torch.autograd.backward(loss(student, teacher))
+    assert student.grad is not None
+    assert student.grad.abs().sum() > 0
+    assert teacher.grad is None
+    assert torch.equal(teacher, before)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_shape_that_would_broadcast_is_refused(name: str) -> None:
+    loss, shape = LOSSES[name]
+    student, teacher = torch.zeros(shape), torch.zeros(1, *shape[1:])
+    for one, other in ((student, teacher), (teacher, student)):
+        with pytest.raises(ValueError, match=r"against|must be equal"):
+            loss(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", LOSSES)
+def test_outputs_in_half_precision_change_little(name: str, dtype: torch.dtype) -> None:
+    loss, shape = LOSSES[name]
+    student, teacher = (0.3 * random(seeded(seed), *shape) for seed in (0, 1))
+    half = loss(student.to(dtype), teacher.to(dtype))
+    assert half.dtype == torch.float32
+    assert half.item() == pytest.approx(loss(student, teacher).item(), abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_worked_out_values_hold_in_half_precision(dtype: torch.dtype) -> None:
+    long = tensor([(1.6, 1.2), (0, 3), (0.5, 0)]).to(dtype).requires_grad_()
+    related = losses.neighbour_relations(long, KEYS, KEYS, 0.5, 0.5)
+    close(related, 0.207552, 1e-3)
+    close(gradient(related, long), [(-0.067305, 0.089740), (0, 0), (0, -0.508560)], 1e-3)
+    teacher = tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]).log().to(dtype)
+    close(losses.soft_cross_entropy(tensor([[1, 0], [0, 2], [0.5, 0.5]]).to(dtype), teacher, 1.0), 0.544446, 1e-3)
+
+
+def test_autocast_does_not_lower_the_precision_of_a_loss() -> None:
+    generator = seeded(5)
+    student, teacher = (random(generator, 2, 3, 8).float() for _ in range(2))
+    vectors, targets = F.normalize(student.flatten(0, 1), dim=1), torch.tensor([0.0, 1, 1, 2, 0, 2])
+
+    def values() -> list[Tensor]:
+        return [
+            losses.relations((student,) * 3, (teacher,) * 3, PAIR_MASK, 2),
+            losses.attention_scores(student, teacher, 2).sum(),
+            losses.neighbour_relations(student[0], teacher[0], vectors, 0.1, 0.1),
+            losses.supervised_contrastive(vectors, targets, 0.07),
+            losses.contrastive_regression(vectors, targets, 0.07),
+            losses.project_keys(student[0], teacher[0], torch.ones(3)).sum(),
+        ]
+
+    expected = values()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert values() == expected
+
+
+@pytest.mark.parametrize("name", ["squared_error", "soft_cross_entropy", "soft_label_kl", "neighbour_relations"])
+def test_nan_is_refused_on_either_side(name: str) -> None:
+    loss, shape = LOSSES[name]
+    good, bad = torch.ones(shape), torch.full(shape, torch.nan)
+    for student, teacher in ((good, bad), (bad, good)):
+        with pytest.raises(ValueError, match="NaN"):
+            loss(student, teacher)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
+def test_a_temperature_that_is_not_above_zero_is_refused(temperature: float) -> None:
+    labels = torch.zeros(3, dtype=torch.long)
+    calls: list[Callable[[], Tensor]] = [
+        lambda: losses.soft_cross_entropy(KEYS, KEYS, temperature),
+        lambda: losses.soft_label_kl(KEYS, KEYS, temperature),
+        lambda: losses.neighbour_relations(KEYS, KEYS, KEYS, temperature, 1.0),
+        lambda: losses.neighbour_relations(KEYS, KEYS, KEYS, 1.0, temperature),
+        lambda: losses.supervised_contrastive(KEYS, labels, temperature),
+        lambda: losses.contrastive_regression(KEYS, labels, temperature),
+        lambda: losses.contrastive_regression(KEYS, labels, 1.0, sigma=temperature),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="must be above 0"):
+            call()
+
+
+def test_inputs_that_do_not_belong_together_are_refused() -> None:
+    taps, states, scores = same([[[1, 2], [3, 4]]])[1], torch.ones(1, 2, 4), torch.ones(1, 1, 2, 2)
+    calls: dict[str, Callable[[], Tensor]] = {
+        "0, 2] for 2 classes": lambda: losses.gold_labels(torch.ones(2, 2), torch.tensor([0, 2])),
+        "-100] for 2 classes": lambda: losses.gold_labels(torch.ones(2, 2), torch.tensor([0, -100])),
+        "float32 labels": lambda: losses.gold_labels(torch.ones(2, 2), torch.ones(2, 2)),
+        "logits (1, 2)": lambda: losses.gold_labels(torch.ones(1, 2), torch.tensor([0, 1])),
+        "mask (1, 3)": lambda: losses.hidden_states(states, states, padded_mask(3)),
+        "mask (2, 2)": lambda: losses.attention(scores, scores, padded_mask(2, 2)),
+        "float32 mask": lambda: losses.relations(taps, taps, torch.zeros(1, 2), 1),
+        "no real token": lambda: losses.relations(taps, taps, torch.zeros(1, 2).long(), 1),
+        "3 heads do not divide the width 2": lambda: losses.relations(taps, taps, padded_mask(2), 3),
+        "must be equal": lambda: losses.attention_scores(states, torch.ones(1, 1, 4), 2),
+        "keys (3, 1)": lambda: losses.neighbour_relations(KEYS, KEYS, KEYS[:, :1], 1.0, 1.0),
+        "own entries (3, 4)": lambda: losses.neighbour_relations(KEYS, KEYS, KEYS, 1.0, 1.0, ITSELF),
+        "3, 2) with 4 labels": lambda: losses.supervised_contrastive(KEYS, torch.zeros(4), 1.0),
+        "3, 2) with 1 labels": lambda: losses.contrastive_regression(KEYS, torch.zeros(1), 1.0),
+        "NaN": lambda: losses.supervised_contrastive(KEYS * math.nan, torch.zeros(3), 1.0),
+        "bias (1,)": lambda: losses.project_keys(KEYS, torch.ones(3, 2), torch.ones(1)),
+    }
+    for message, call in calls.items():
+        with pytest.raises(ValueError) as refusal:  # noqa: PT011  the message is looked at below
+            call()
+        assert message in str(refusal.value)

@@ -1,0 +1,321 @@
+"""The objective: which terms it adds up, what they read, and what it refuses before any training."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from openbook.config import Terms, UsageError
+from openbook.distillation.objective import TERMS, Objective, Widths
+from openbook.types import Batch, Outputs
+
+BERT = Widths(hidden=8, layers=4, heads=2, embedding=8)
+SMALL = Widths(hidden=4, layers=2, heads=2, embedding=4)
+KEYS = (torch.eye(4, 8), torch.zeros(4))
+
+
+def batch_of(mask: list[list[int]], labels: Tensor | None = None) -> Batch:
+    attention_mask = torch.tensor(mask)
+    ids = tuple(f"toy/train/{row}" for row in range(len(mask)))
+    blank = torch.zeros_like(attention_mask)
+    return Batch(ids=ids, input_ids=blank, attention_mask=attention_mask, token_type_ids=blank, labels=labels)
+
+
+BATCH = batch_of([[1, 1, 1], [1, 1, 0]], torch.tensor([1, 0]))
+
+
+def speak(widths: Widths, seed: int, *, learned: bool = False) -> Outputs:
+    """What a model of these widths might say about BATCH, all of it."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).requires_grad_(learned)
+
+    states = [random(2, 3, widths.hidden) for _ in range(4 * widths.layers + 1)]
+    taps = {1 + i // 3: (states[i], states[i + 1], states[i + 2]) for i in range(0, 3 * widths.layers, 3)}
+    return Outputs(
+        logits=random(2, 2),
+        embedding=random(2, widths.embedding),
+        hidden=tuple(states[3 * widths.layers :]),
+        relations=taps,
+    )
+
+
+def said(outputs: Outputs) -> dict[str, Tensor]:
+    """Every tensor of what a model said, by name."""
+    taps = {f"{'qkv'[i]}{layer}": part for layer, parts in outputs.relations.items() for i, part in enumerate(parts)}
+    hidden = {f"hidden{layer}": state for layer, state in enumerate(outputs.hidden)}
+    return {"logits": outputs.logits, "embedding": outputs.embedding, **hidden, **taps}
+
+
+def values(objective: Objective, student: Outputs, teacher: Outputs, batch: Batch = BATCH) -> dict[str, float]:
+    loss, parts = objective(student, teacher, batch)
+    return {"loss": loss.item()} | {name: part.item() for name, part in parts.items()}
+
+
+def test_hidden_states_and_attention_as_worked_out() -> None:
+    def scoring(scores: list[list[float]]) -> tuple[Tensor, Tensor, Tensor]:
+        """q and k whose raw scores, at one head of width 2, are these."""
+        one = torch.eye(2)[None]
+        return math.sqrt(2) * torch.tensor([scores]), one, one
+
+    nines = torch.full((1, 2, 2), 9.0)
+    blank = {"logits": torch.zeros(1, 2), "embedding": torch.zeros(1, 1)}
+    student = Outputs(
+        **blank,
+        hidden=(torch.tensor([[[1.0], [2]]]), torch.tensor([[[0.0], [1]]])),
+        relations={1: scoring([[1, 2], [3, 4]])},
+    )
+    teacher = Outputs(
+        **blank,
+        hidden=(torch.tensor([[[1.0, 0], [0, 1]]]), nines, torch.tensor([[[2.0, 1], [1, 2]]])),
+        relations={1: (nines, nines, nines), 2: scoring([[1, 0], [3, 1]])},
+    )
+    objective = Objective(Terms(hidden=1, attention=1), Widths(1, 1, 1, 1), Widths(2, 2, 1, 2), "classification")
+    objective.get_parameter("projections.hidden.weight").data = torch.ones(2, 1)
+    objective.get_parameter("projections.hidden.bias").data = torch.tensor([0.0, -1])
+    batch = batch_of([[1, 1]])
+    assert values(objective, student, teacher, batch) == pytest.approx({"loss": 7.25, "hidden": 4.0, "attention": 3.25})
+
+
+UNIT_KEYS, UNIT_QUERIES = [[1, 0], [0, 1], [0.6, 0.8]], [[0.8, 0.6], [0, 1], [1, 0]]
+SOFT_LABELS = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+
+
+@pytest.mark.parametrize(
+    ("terms", "expected"),
+    [
+        ({"soft_labels": 1, "neighbours": 1}, 0.751997 - 0.499499),
+        ({"soft_labels": 1, "neighbours": 0.5}, 0.648222 - 0.499499),
+        ({"gold": 0.1, "soft_labels": 0.9, "temperature": 2}, 0.100099),
+        ({"gold": 0.1, "soft_labels": 0.9, "temperature": 2, "neighbours": 1}, 0.307650),
+        ({"gold": 0.01, "soft_labels": 0.99, "temperature": 2, "neighbours": 1}, 0.279882),
+    ],
+)
+def test_labels_and_neighbours_add_up_as_worked_out(terms: dict[str, float], expected: float) -> None:
+    student = Outputs(torch.tensor([[1, 0], [0, 2], [0.5, 0.5]]), embedding=2 * torch.tensor(UNIT_QUERIES))
+    # the keys are a quarter turn of the embeddings, moved by the bias
+    turn, bias = torch.tensor([[0.0, -1], [1, 0]]), torch.tensor([0.5, 0.25])
+    teacher = Outputs(SOFT_LABELS.log(), embedding=(3 * torch.tensor(UNIT_KEYS) - bias) @ turn)
+    widths = Widths(hidden=2, layers=1, heads=1, embedding=2)
+    settings = Terms.model_validate({**terms, "neighbours_temperature": 0.5})
+    objective = Objective(settings, widths, widths, "classification", (turn, bias))
+    batch = batch_of([[1]] * 3, torch.tensor([0, 1, 0]))
+    assert values(objective, student, teacher, batch)["loss"] == pytest.approx(expected, abs=2e-6)
+
+
+def test_regression_compares_scores() -> None:
+    student, teacher = (
+        Outputs(torch.tensor([[1.0], [2.0]]), torch.zeros(2, 4)),
+        Outputs(torch.tensor([[2.0], [4.0]]), torch.zeros(2, 8)),
+    )
+    objective = Objective(Terms(gold=1, soft_labels=10, temperature=3), SMALL, BERT, "regression")
+    batch = batch_of([[1], [1]], torch.tensor([1.5, 3.0]))
+    assert values(objective, student, teacher, batch) == pytest.approx(
+        {"loss": 25.625, "gold": 0.625, "soft_labels": 2.5}
+    )
+
+
+def test_the_pooled_vector_is_projected() -> None:
+    objective = Objective(Terms(embedding=2), SMALL, BERT, "classification")
+    student, teacher = speak(SMALL, 0), speak(BERT, 1)
+    weight = objective.get_parameter("projections.embedding.weight")
+    expected = (student.embedding @ weight.T - teacher.embedding).square().mean().item()
+    assert values(objective, student, teacher) == pytest.approx({"loss": 2 * expected, "embedding": expected})
+
+
+def test_relations_are_those_of_the_last_layers() -> None:
+    objective = Objective(Terms(relations=1, relation_heads=2), SMALL, BERT, "classification")
+    student, teacher = speak(SMALL, 0), speak(BERT, 1)
+    both = values(objective, student, teacher)
+    last = [Outputs(o.logits, o.embedding, relations={n: o.relations[n]}) for o, n in ((student, 2), (teacher, 4))]
+    assert values(objective, last[0], last[1]) == both
+    first = Outputs(teacher.logits, teacher.embedding, relations={1: teacher.relations[1]})
+    assert values(objective, student, first) != both
+
+
+@pytest.mark.parametrize(("norm", "ratio"), [("token", 1.0), ("paddle", 2 / 3)])
+def test_the_norm_of_the_relations_is_the_one_asked_for(norm: Any, ratio: float) -> None:
+    """Two real tokens of three, with a padded query whose relations agree."""
+    tap = torch.tensor([[[1.0], [0], [0]]])
+    student, teacher = (Outputs(torch.zeros(1, 2), torch.zeros(1, 1), relations={1: (t, t, t)}) for t in (0 * tap, tap))
+    widths = Widths(1, 1, 1, 1)
+    objective = Objective(Terms(relations=1, relation_norm=norm), widths, widths, "classification")
+    assert values(objective, student, teacher, batch_of([[1, 1, 0]]))["loss"] == pytest.approx(
+        0.166416 * ratio, abs=1e-6
+    )
+
+
+EVERYTHING = Terms.model_validate({name: weight for weight, name in enumerate(TERMS, start=1)})
+
+
+def test_the_loss_is_the_weighted_sum_of_its_named_parts() -> None:
+    objective = Objective(EVERYTHING, SMALL, BERT, "classification", KEYS)
+    loss, parts = objective(speak(SMALL, 0, learned=True), speak(BERT, 1), BATCH)
+    assert tuple(parts) == TERMS
+    assert loss.item() == pytest.approx(sum(weight * parts[name].item() for weight, name in enumerate(TERMS, start=1)))
+    assert loss.requires_grad
+    assert not any(part.requires_grad for part in parts.values())
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_each_term_stands_alone_and_is_the_same_in_company(name: str) -> None:
+    torch.manual_seed(0)
+    everything = Objective(EVERYTHING, SMALL, BERT, "classification", KEYS)
+    alone = Objective(Terms.model_validate({name: 1}), SMALL, BERT, "classification", KEYS)
+    shared = {key: value for key, value in everything.state_dict().items() if key in alone.state_dict()}
+    alone.load_state_dict(shared)
+    student, teacher = speak(SMALL, 0), speak(BERT, 1)
+    value = values(everything, student, teacher)[name]
+    assert value > 0
+    assert values(alone, student, teacher) == pytest.approx({"loss": value, name: value})
+
+
+READS = {
+    "gold": ({"logits"}, set()),
+    "soft_labels": ({"logits"}, {"logits"}),
+    "embedding": ({"embedding"}, {"embedding"}),
+    "neighbours": ({"embedding"}, {"embedding"}),
+    "hidden": ({"hidden0", "hidden1", "hidden2"}, {"hidden0", "hidden2", "hidden4"}),
+    "attention": ({"q1", "k1", "q2", "k2"}, {"q2", "k2", "q4", "k4"}),
+    "relations": ({"q2", "k2", "v2"}, {"q4", "k4", "v4"}),
+}
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_term_reads_what_it_should_and_teaches_the_student_alone(name: str) -> None:
+    objective = Objective(Terms.model_validate({name: 1}), SMALL, BERT, "classification", KEYS)
+    student, teacher = speak(SMALL, 0, learned=True), speak(BERT, 1, learned=True)
+    before = values(objective, student, teacher)["loss"]
+    objective(student, teacher, BATCH)[0].backward()
+    of_student, of_teacher = READS[name]
+    assert {key for key, part in said(student).items() if part.grad is not None} == of_student
+    assert all(part.grad is None for part in said(teacher).values())
+    for key, part in said(teacher).items():
+        kept = part.detach().clone()
+        part.data.square_()
+        assert (values(objective, student, teacher)["loss"] != before) == (key in of_teacher), key
+        part.data.copy_(kept)
+
+
+def test_padding_does_not_matter_to_any_term() -> None:
+    objective = Objective(EVERYTHING, SMALL, BERT, "classification", KEYS)
+    student, teacher = speak(SMALL, 0), speak(BERT, 1)
+    before = values(objective, student, teacher)
+    for outputs in (student, teacher):
+        for part in said(outputs).values():
+            if part.dim() == 3:
+                part[1, 2] = 50.0
+    assert values(objective, student, teacher) == before
+
+
+@pytest.mark.parametrize(
+    ("terms", "layers", "student_layers", "teacher_layers", "reads_hidden"),
+    [
+        ({"gold": 1, "soft_labels": 1, "embedding": 1, "neighbours": 1}, 2, (), (), False),
+        ({"hidden": 1}, 2, (), (), True),
+        ({"attention": 1}, 2, (1, 2), (2, 4), False),
+        ({"relations": 1}, 3, (3,), (4,), False),
+        ({"attention": 1, "relations": 1, "layer_mapping": "bottom"}, 2, (1, 2), (1, 2, 4), False),
+        ({"attention": 1, "relations": 1, "hidden": 1, "layer_mapping": (3, 1)}, 2, (1, 2), (1, 3, 4), True),
+    ],
+)
+def test_an_objective_says_what_must_be_tapped(
+    terms: dict[str, Any],
+    layers: int,
+    student_layers: tuple[int, ...],
+    teacher_layers: tuple[int, ...],
+    reads_hidden: bool,
+) -> None:
+    student = Widths(hidden=4, layers=layers, heads=2, embedding=4)
+    objective = Objective(Terms.model_validate(terms), student, BERT, "classification", KEYS)
+    assert objective.student_layers == student_layers
+    assert objective.teacher_layers == teacher_layers
+    assert objective.reads_hidden == reads_hidden
+
+
+def test_projections_are_learned_and_nothing_else_is() -> None:
+    objective = Objective(EVERYTHING, SMALL, BERT, "classification", KEYS)
+    parameters = dict(objective.named_parameters())
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    assert shapes == {
+        "projections.hidden.weight": (8, 4),
+        "projections.hidden.bias": (8,),
+        "projections.embedding.weight": (8, 4),
+        "projections.embedding.bias": (8,),
+    }
+    objective(speak(SMALL, 0), speak(BERT, 1), BATCH)[0].backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in parameters.values())
+    assert torch.equal(objective.key_weight, KEYS[0])
+    only_labels = Objective(Terms(soft_labels=1), SMALL, BERT, "classification", KEYS)
+    assert list(only_labels.parameters()) == []
+
+
+def test_a_student_that_equals_its_teacher_starts_at_zero() -> None:
+    terms = Terms(soft_labels=1, embedding=1, hidden=1, attention=1, relations=1)
+    same = speak(BERT, 0)
+    assert values(Objective(terms, BERT, BERT, "classification"), same, same)["loss"] == pytest.approx(0, abs=1e-6)
+
+
+def test_autocast_does_not_change_neighbours_relations_or_attention() -> None:
+    terms = Terms(attention=1, relations=1, neighbours=1)
+    objective = Objective(terms, SMALL, BERT, "classification", KEYS)
+    student, teacher = speak(SMALL, 0), speak(BERT, 1)
+    expected = values(objective, student, teacher)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert values(objective, student, teacher) == expected
+
+
+def test_an_objective_can_be_copied() -> None:
+    objective = Objective(EVERYTHING, SMALL, BERT, "classification", KEYS)
+    twin = copy.deepcopy(objective)
+    student, teacher = speak(SMALL, 0), speak(BERT, 1)
+    assert values(twin, student, teacher) == values(objective, student, teacher)
+
+
+@pytest.mark.parametrize(
+    ("terms", "student", "keys", "message"),
+    [
+        ({}, SMALL, None, r"distill terms weighs 0; give one of \['gold', 'soft_labels'"),
+        ({"attention": 1}, Widths(4, 2, 4, 4), None, r"student\.heads=4, the teacher has 2"),
+        ({"hidden": 1}, Widths(4, 3, 2, 4), None, r"student\.layers=3 does not divide the teacher's 4 layers"),
+        ({"attention": 1}, Widths(4, 3, 2, 4), None, r"student\.layers=3 does not divide the teacher's 4 layers"),
+        ({"relations": 1, "relation_heads": 8}, SMALL, None, r"relation_heads=8 .*; these do: \[1, 2, 4\]"),
+        ({"neighbours": 1}, SMALL, None, r"terms\.neighbours needs the teacher's key projection"),
+        ({"neighbours": 1}, Widths(4, 2, 2, 5), KEYS, r"width 5 .* need a key projection \(5, 8\), and it is \(4, 8\)"),
+        ({"neighbours": 1}, SMALL, (torch.eye(4), KEYS[1]), r"need a key projection \(4, 8\), and it is \(4, 4\)"),
+        ({"neighbours": 1}, SMALL, (KEYS[0], torch.zeros(1)), r"with bias \(1,\)"),
+    ],
+)
+def test_impossible_pairs_are_refused_at_once(
+    terms: dict[str, Any], student: Widths, keys: tuple[Tensor, Tensor] | None, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        Objective(Terms.model_validate(terms), student, BERT, "classification", keys)
+
+
+def test_a_term_of_weight_zero_refuses_nothing() -> None:
+    odd = Widths(hidden=5, layers=3, heads=5, embedding=7)
+    objective = Objective(Terms(soft_labels=1), odd, BERT, "classification", KEYS)
+    empty = Outputs(torch.zeros(2, 2), torch.zeros(2, 7))
+    assert values(objective, empty, speak(BERT, 1), batch_of([[1], [1]])).keys() == {"loss", "soft_labels"}
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ({"gold": 0.5}, r"terms\.gold=0\.5 needs labels, and toy/train/0 has none"),
+        ({"hidden": 1}, r"terms\.hidden reads state 0 of the teacher, which gave 0"),
+        ({"attention": 1}, r"terms\.attention reads layer 2 of the teacher, which gave \[\]"),
+        ({"relations": 1}, r"terms\.relations reads q, k and v"),
+    ],
+)
+def test_a_term_without_its_input_says_which(terms: dict[str, Any], message: str) -> None:
+    objective = Objective(Terms.model_validate(terms), SMALL, BERT, "classification")
+    with pytest.raises(ValueError, match=message):
+        objective(speak(SMALL, 0), Outputs(torch.zeros(2, 2), torch.zeros(2, 8)), batch_of([[1, 1, 1], [1, 1, 0]]))

@@ -1,0 +1,251 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openbook.config import UsageError
+from openbook.knowledge_base.interpolate import evidence, interpolate, neighbour_average, own_positions, weights
+from openbook.knowledge_base.search import Hits, normalise, search
+from openbook.types import KnowledgeBase
+
+QUERY = np.array([(0.8, 0.6)])
+STUDENT = np.array([(0.3, 0.7)])
+
+
+def average(base, k, temperature=0.5, query=QUERY, exclude=None):
+    return neighbour_average(search(query, base.keys, k, exclude), base.values, temperature)
+
+
+def random_case(seed, classes=3):
+    """Five queries, six hits each, out of nine entries; values and student answers that sum to one."""
+    random = np.random.default_rng(seed)
+    keys = normalise(random.normal(size=(9, 4))).astype(np.float32)
+    values = random.dirichlet(np.ones(classes), size=9).astype(np.float32)
+    return search(random.normal(size=(5, 4)), keys, 6), values, random.dirichlet(np.ones(classes), size=5)
+
+
+@pytest.mark.parametrize(
+    ("k", "temperature", "expected"),
+    [
+        (1, 0.5, (0.6, 0.4)),
+        (2, 0.5, (0.726203, 0.273797)),
+        (4, 0.5, (0.609001, 0.390999)),
+        (9, 0.5, (0.609001, 0.390999)),
+        (2, 0.05, (0.611750, 0.388250)),
+        (2, 0.1, (0.650394, 0.349606)),
+        (2, 1.0, (0.738026, 0.261974)),
+    ],
+)
+def test_the_average_of_the_worked_example(base, k, temperature, expected):
+    np.testing.assert_allclose(average(base, k, temperature), [expected], atol=1e-6)
+
+
+def test_the_weights_of_the_worked_example(base):
+    similarities = search(QUERY, base.keys, 4).similarities
+    np.testing.assert_allclose(weights(similarities[:, :2], 0.5), [[0.579324, 0.420676]], atol=1e-6)
+    np.testing.assert_allclose(weights(similarities, 0.5), [[0.445931, 0.323812, 0.217058, 0.013199]], atol=1e-6)
+
+
+def test_nearer_entries_weigh_as_much_as_squared_distances_say(base):
+    hits = search(QUERY, base.keys, 4)
+    distances = ((QUERY - base.keys[hits.positions[0]]) ** 2).sum(axis=1)
+    expected = np.exp(-distances / (2 * 0.5))
+    np.testing.assert_allclose(weights(hits.similarities, 0.5)[0], expected / expected.sum(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("beta", "expected"),
+    [
+        (0.3, (0.598342, 0.401658)),
+        (0.5, (0.513101, 0.486899)),
+        (0.7, (0.427861, 0.572139)),
+        (0, (0.726203, 0.273797)),
+    ],
+)
+def test_the_mixture_of_the_worked_example(base, beta, expected):
+    np.testing.assert_allclose(interpolate(STUDENT, average(base, 2), beta), [expected], atol=1e-6)
+
+
+def test_mixing_is_of_probabilities_not_of_logarithms():
+    mixed = interpolate(STUDENT, np.array([(0.726203, 0.273797)]), 0.8)
+    np.testing.assert_allclose(mixed, [(0.385241, 0.614759)], atol=1e-6)
+
+
+def test_beta_one_is_the_very_array_of_the_student(base):
+    assert interpolate(STUDENT, average(base, 2), 1) is STUDENT
+
+
+def test_leave_one_out_of_the_worked_example(base):
+    own = own_positions(base, base.ids, base.texts)
+    expected = [(0.507410, 0.492590), (0.650394, 0.349606), (0.480919, 0.519081), (0.292590, 0.707410)]
+    np.testing.assert_allclose(average(base, 2, query=base.keys, exclude=own), expected, atol=1e-6)
+    np.testing.assert_allclose(average(base, 2, query=base.keys[[2]]), [(0.439475, 0.560525)], atol=1e-6)
+
+
+def test_ones_own_value_never_changes_what_is_averaged_without_it(base):
+    own = own_positions(base, base.ids, base.texts)
+    changed = replace(base, values=np.array(base.values))
+    changed.values[2] = (0, 1)
+    without = [average(some, 3, query=base.keys[[2]], exclude=[own[2]]) for some in (base, changed)]
+    assert without[0].tobytes() == without[1].tobytes()
+
+
+def test_ones_own_positions_are_found_by_id_and_by_text(base):
+    base = replace(base, ids=("a", "b", "c", "d"), texts=("One  TWO", "two", "one two", "one\ttwo"))
+    found = own_positions(base, ("x", "b", "x", "x"), ("one two", "one two", "one\t two", "other"))
+    assert [positions.tolist() for positions in found] == [[0, 2], [0, 1, 2], [3], []]
+    assert [positions.dtype for positions in found] == [np.int64] * 4
+
+
+def test_an_entry_without_a_text_is_the_same_text_as_none(base):
+    base = replace(base, texts=("ABC", "", "", ""))
+    assert [positions.tolist() for positions in own_positions(base, ("x", "y"), ("abc", ""))] == [[0], []]
+
+
+def test_updates_of_the_worked_example(base):
+    values = np.array(base.values)
+    values[2] = (0, 1)
+    np.testing.assert_allclose(average(replace(base, values=values), 2), [(0.378608, 0.621392)], atol=1e-6)
+    rest = [0, 1, 3]
+    removed = replace(base, keys=base.keys[rest], values=base.values[rest])
+    np.testing.assert_allclose(average(removed, 2), [(0.619081, 0.380919)], atol=1e-6)
+    added = replace(
+        base,
+        keys=np.vstack([base.keys, np.float32([(0.8, 0.6)])]),
+        values=np.vstack([base.values, np.float32([(0.1, 0.9)])]),
+    )
+    np.testing.assert_allclose(average(added, 2), [(0.340005, 0.659995)], atol=1e-6)
+    back = replace(added, keys=added.keys[:4], values=added.values[:4])
+    assert average(back, 2).tobytes() == average(base, 2).tobytes()
+
+
+def test_an_entry_stored_twice_counts_twice(base):
+    rows = [0, 1, 2, 3, 2]
+    twice = replace(base, keys=base.keys[rows], values=base.values[rows])
+    np.testing.assert_allclose(average(twice, 5), [(0.606225, 0.393775)], atol=1e-6)
+
+
+def test_regression_of_the_worked_example(base):
+    base = replace(base, values=np.float32([[4.5], [1.0], [3.2], [0.0]]))
+    hits = search(QUERY, base.keys, 2)
+    mean = neighbour_average(hits, base.values, 0.5)
+    np.testing.assert_allclose(mean, [[3.746878]], atol=1e-6)
+    np.testing.assert_allclose(interpolate(np.array([[2.0]]), mean, 0.5), [[2.873439]], atol=1e-6)
+    (shown,) = evidence(base, hits, np.array([[2.0]]), 0.5, 0.3)
+    np.testing.assert_allclose(shown.result, [3.222815], atol=1e-6)
+    assert shown.variance == pytest.approx(0.411866, abs=1e-6)
+    assert (shown.predicted, shown.decisive) == (0, False)
+
+
+def test_a_query_that_finds_nothing_keeps_the_students_answer(base, empty_base):
+    queries, student = np.vstack([QUERY, QUERY]), np.vstack([STUDENT, STUDENT])
+    hits = search(queries, base.keys, 2, exclude=[{0, 1, 2, 3}, {0}])
+    assert weights(hits.similarities, 0.5)[0].tolist() == [0, 0]
+    mixed = interpolate(student, neighbour_average(hits, base.values, 0.5), 0.3)
+    assert mixed[0].tolist() == STUDENT[0].tolist()
+    assert mixed[1].tolist() != STUDENT[0].tolist()
+    assert interpolate(STUDENT, average(empty_base, 2), 0.3).tolist() == STUDENT.tolist()
+    (shown,) = evidence(empty_base, search(QUERY, empty_base.keys, 2), STUDENT, 0.5, 0.3)
+    assert (shown.student_contribution, shown.neighbours, shown.decisive) == (0.7, (), False)
+
+
+def test_padding_weighs_nothing_at_any_temperature():
+    similarities = np.float32([[0.9, 0.1, -np.inf]])
+    for temperature in (1e-6, 0.5, np.inf):
+        found = weights(similarities, temperature)
+        assert found[0, 2] == 0
+        np.testing.assert_allclose(found[:, :2], weights(similarities[:, :2], temperature))
+
+
+def test_a_tiny_temperature_gives_the_nearest_and_a_huge_one_the_plain_mean(base):
+    np.testing.assert_allclose(average(base, 3, 1e-6), base.values[[2]], atol=1e-9)
+    np.testing.assert_allclose(average(base, 3, np.inf), [base.values[:3].mean(axis=0)], atol=1e-7)
+    tied = average(replace(base, keys=base.keys[[0, 1, 2, 2]]), 3, 1e-6)
+    np.testing.assert_allclose(tied, [base.values[2:].mean(axis=0)], atol=1e-7)
+
+
+def test_the_order_of_entries_and_a_rotation_are_irrelevant(base):
+    angle = 0.7
+    rotation = np.array([(np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle))])
+    turned = replace(base, keys=(base.keys @ rotation).astype(np.float32))
+    order = [2, 0, 3, 1]
+    shuffled = replace(base, keys=base.keys[order], values=base.values[order])
+    np.testing.assert_allclose(average(turned, 3, query=QUERY @ rotation), average(base, 3), atol=1e-6)
+    assert average(shuffled, 3).tobytes() == average(base, 3).tobytes()
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), st.sampled_from([0.02, 0.1, 1.0]), st.floats(0, 1))
+def test_results_are_probabilities_between_the_student_and_the_hits(seed, temperature, beta):
+    hits, values, student = random_case(seed)
+    mixed = interpolate(student, neighbour_average(hits, values, temperature), beta)
+    candidates = np.concatenate([values[hits.positions], student[:, None]], axis=1)  # (B, K + 1, C)
+    np.testing.assert_allclose(weights(hits.similarities, temperature).sum(axis=1), 1, atol=1e-12)
+    np.testing.assert_allclose(mixed.sum(axis=1), 1, atol=1e-6)
+    assert (mixed >= candidates.min(axis=1) - 1e-12).all()
+    assert (mixed <= candidates.max(axis=1) + 1e-12).all()
+
+
+def test_the_evidence_of_the_worked_example(base):
+    (shown,) = evidence(base, search(QUERY, base.keys, 2), STUDENT, 0.5, 0.3)
+    between, east = shown.neighbours
+    np.testing.assert_allclose(shown.result, (0.598342, 0.401658), atol=1e-6)
+    assert (shown.predicted, shown.decisive, shown.student.tolist()) == (0, True, [0.3, 0.7])
+    assert shown.student_contribution == pytest.approx(0.09)
+    assert (between.id, between.text, east.id, east.text) == ("t/2", "between", "t/0", "east")
+    assert between.contribution == pytest.approx(0.243316, abs=1e-6)
+    assert east.contribution == pytest.approx(0.265026, abs=1e-6)
+    assert (between.similarity, east.weight) == (pytest.approx(0.96), pytest.approx(0.420676, abs=1e-6))
+    np.testing.assert_allclose(between.value, (0.6, 0.4), atol=1e-6)
+    np.testing.assert_allclose(between.result_without, (0.72, 0.28), atol=1e-6)
+    np.testing.assert_allclose(east.result_without, 0.3 * STUDENT[0] + 0.7 * np.array((0.6, 0.4)), atol=1e-6)
+
+
+def test_without_its_only_neighbour_the_result_is_the_students(base):
+    (shown,) = evidence(base, search(QUERY, base.keys, 1), STUDENT, 0.5, 0.3)
+    assert shown.neighbours[0].result_without.tolist() == [0.3, 0.7]
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), st.sampled_from([0.02, 0.1, 1.0]), st.floats(0, 1))
+def test_contributions_sum_to_the_result_and_leaving_one_out_is_exact(seed, temperature, beta):
+    hits, values, student = random_case(seed)
+    hits.positions[0, 4:], hits.similarities[0, 4:] = -1, -np.inf
+    names = tuple(f"t/{row}" for row in range(9))
+    base = KnowledgeBase(keys=np.empty((9, 4), np.float32), values=values, ids=names, texts=names, manifest={})
+    mean = neighbour_average(hits, values, temperature)
+    explained = evidence(base, hits, student, temperature, beta)
+    assert [len(shown.neighbours) for shown in explained] == [4, 6, 6, 6, 6]
+    for row, shown in enumerate(explained):
+        contributions = shown.student_contribution + sum(near.contribution for near in shown.neighbours)
+        assert contributions == pytest.approx(shown.result[shown.predicted], abs=1e-6)
+        assert shown.predicted == interpolate(student, mean, beta)[row].argmax()
+        for near in shown.neighbours:
+            if near.weight < 0.99:  # the formula cancels above
+                others = (mean[row] - near.weight * near.value.astype(float)) / (1 - near.weight)
+                expected = beta * student[row] + (1 - beta) * others
+                np.testing.assert_allclose(near.result_without, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("beta", [-0.1, 1.1, np.nan])
+def test_a_beta_outside_its_range_is_refused(beta):
+    with pytest.raises(UsageError, match="beta"):
+        interpolate(STUDENT, STUDENT, beta)
+
+
+@pytest.mark.parametrize("temperature", [0, -1, np.nan])
+def test_a_temperature_that_is_not_above_zero_is_refused(temperature):
+    with pytest.raises(UsageError, match="temperature"):
+        weights(np.ones((1, 2)), temperature)
+
+
+def test_shapes_that_would_broadcast_are_refused():
+    with pytest.raises(UsageError, match=r"\(1, 2\).*\(3, 2\)"):
+        interpolate(STUDENT, np.ones((3, 2)), 0.5)
+
+
+def test_nothing_found_is_no_average():
+    hits = Hits(np.zeros((2, 0), np.int64), np.zeros((2, 0), np.float32))
+    assert np.isnan(neighbour_average(hits, np.ones((3, 2), np.float32), 0.5)).all()

@@ -1,0 +1,211 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn import metrics as sklearn
+
+from openbook.config import UsageError
+from openbook.metrics import METRICS, agreement, ece, kl_to_teacher, mcnemar, nll, paired_difference, score
+
+seeds = st.integers(0, 10**6)
+
+
+def answers(seed, examples=40, classes=3):
+    random = np.random.default_rng(seed)
+    return random.dirichlet(np.ones(classes), size=examples), random.integers(classes, size=examples)
+
+
+def one_hot(predictions, classes=2):
+    return np.eye(classes)[np.asarray(predictions)]
+
+
+@pytest.mark.filterwarnings("ignore:A single label was found")
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(seeds, st.integers(2, 5), st.integers(1, 30))
+def test_classification_metrics_are_scikit_learns(seed, classes, examples):
+    outputs, gold = answers(seed, examples, classes)
+    predicted = outputs.argmax(axis=1)
+    average = "binary" if classes == 2 else "macro"
+    expected_f1 = sklearn.f1_score(gold, predicted, average=average, zero_division=0)
+    assert score("accuracy", outputs, gold) == pytest.approx(sklearn.accuracy_score(gold, predicted))
+    assert score("f1", outputs, gold) == pytest.approx(expected_f1)
+    expected_mcc = sklearn.matthews_corrcoef(gold, predicted)
+    assert score("matthews_correlation", outputs, gold) == pytest.approx(expected_mcc, abs=1e-12)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(seeds)
+def test_correlations_are_scipys_also_with_ties(seed):
+    random = np.random.default_rng(seed)
+    gold = random.integers(6, size=30).astype(float)
+    outputs = np.round(gold + random.normal(size=30), 1)[:, None].astype(np.float32)
+    assert score("pearson", outputs, gold) == pytest.approx(stats.pearsonr(outputs[:, 0].astype(float), gold).statistic)
+    assert score("spearmanr", outputs, gold) == pytest.approx(stats.spearmanr(outputs[:, 0], gold).statistic)
+
+
+def test_the_table_holds_what_the_tasks_report():
+    assert {name: metric.kind for name, metric in METRICS.items()} == {
+        "accuracy": "classification",
+        "f1": "classification",
+        "matthews_correlation": "classification",
+        "pearson": "regression",
+        "spearmanr": "regression",
+    }
+
+
+def test_f1_of_two_classes_is_of_class_one():
+    assert score("f1", one_hot([1, 1, 0, 0]), np.array([1, 0, 1, 1])) == pytest.approx(2 / 5)
+    assert score("f1", one_hot([0, 0]), np.array([0, 0])) == 0
+
+
+def test_f1_of_three_classes_stays_a_mean_when_a_class_is_absent():
+    outputs, gold = one_hot([0, 1, 1, 1], classes=3), np.array([0, 0, 1, 1])
+    assert score("f1", outputs, gold) == pytest.approx((2 / 3 + 4 / 5) / 2)
+
+
+@pytest.mark.parametrize("constant", [0.1, 3.0])
+def test_a_constant_correlates_with_nothing(constant):
+    scores, gold = np.full((7, 1), constant), np.arange(7.0)
+    for name in ("pearson", "spearmanr"):
+        assert score(name, scores, gold) == 0.0
+        assert score(name, gold[:, None], scores[:, 0]) == 0.0
+    assert score("matthews_correlation", one_hot([1, 1, 1]), np.array([0, 1, 0])) == 0.0
+    assert score("matthews_correlation", one_hot([0, 1, 0]), np.array([1, 1, 1])) == 0.0
+
+
+def test_large_counts_do_not_overflow():
+    predicted = np.tile([0, 0, 0, 1, 1], 40_000)
+    gold = np.tile([0, 0, 1, 1, 1], 40_000)
+    assert score("matthews_correlation", one_hot(predicted), gold) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs", "gold", "message"),
+    [
+        ("acuracy", np.ones((2, 2)), np.array([0, 1]), "'acuracy' is unknown; choose one of accuracy, f1"),
+        ("accuracy", np.ones((2, 2)), np.array([0, 1, 1]), r"\(2, 2\).*\(3,\)"),
+        ("accuracy", np.ones((0, 2)), np.array([], int), r"\(0, 2\)"),
+        ("accuracy", np.ones((2, 1)), np.array([0, 1]), "one column"),
+        ("accuracy", np.ones((2, 2)), np.array([0, 2]), r"0\.\.1.*0 to 2"),
+        ("accuracy", np.ones((2, 2)), np.array([-1, 1]), r"0\.\.1.*-1 to 1"),
+        ("accuracy", np.ones((2, 2)), np.array([0.0, 1.0]), "float64"),
+        ("accuracy", np.array([(np.nan, 1), (0, 1)]), np.array([0, 1]), "not finite"),
+        ("pearson", np.ones((2, 2)), np.array([0.0, 1.0]), "one column, but they have 2"),
+        ("pearson", np.ones((2, 1)), np.array([0.0, np.nan]), "not finite"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(name, outputs, gold, message):
+    with pytest.raises(UsageError, match=message):
+        score(name, outputs, gold)
+
+
+def test_agreement_and_divergence_from_the_teacher():
+    student = np.array([(0.3, 0.7), (0.5, 0.5), (1, 0)])
+    teacher = np.array([(0.4, 0.6), (0.1, 0.9), (1, 0)])
+    assert agreement(student, teacher) == pytest.approx(2 / 3)
+    expected = np.mean([stats.entropy(t, s) for s, t in zip(student, teacher, strict=True)])
+    assert kl_to_teacher(student, teacher) == pytest.approx(expected)
+    assert kl_to_teacher(teacher, teacher) == 0
+    assert np.isfinite(kl_to_teacher(student[[2]], teacher[[0]]))
+    with pytest.raises(UsageError, match=r"\(3, 2\).*\(2, 2\)"):
+        agreement(student, teacher[:2])
+
+
+def test_log_likelihood_is_scikit_learns():
+    outputs, gold = answers(0)
+    assert nll(outputs, gold) == pytest.approx(sklearn.log_loss(gold, outputs, labels=[0, 1, 2]))
+    assert nll(one_hot([0, 1]), np.array([1, 1])) == pytest.approx(-np.log(1e-12) / 2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_calibration_error_with_bins_of_equal_mass(seed):
+    random = np.random.default_rng(seed)
+    confidence = random.permutation(np.linspace(0.55, 0.99, 60))
+    outputs, gold = np.stack([1 - confidence, confidence], axis=1), (random.random(60) < confidence).astype(int)
+    bins = np.split(np.argsort(confidence), 15)  # four examples each
+    expected = np.mean([abs(gold[rows].mean() - confidence[rows].mean()) for rows in bins])
+    assert ece(outputs, gold) == pytest.approx(expected)
+    order = random.permutation(60)
+    assert ece(outputs[order], gold[order]) == pytest.approx(ece(outputs, gold))
+
+
+def test_equal_confidences_share_a_bin():
+    outputs, gold = np.tile([0.2, 0.8], (10, 1)), np.array([1] * 8 + [0] * 2)
+    assert ece(outputs, gold) == pytest.approx(0)
+    assert ece(outputs, np.ones(10, int)) == pytest.approx(0.2)
+    assert ece(outputs[:1], gold[:1]) == pytest.approx(0.2)
+
+
+def test_exact_mcnemar():
+    gold = np.ones(100, dtype=int)
+    ours, rivals = np.ones(100, dtype=int), np.ones(100, dtype=int)
+    rivals[:9] = 0
+    ours[9:13] = 0
+    assert mcnemar(one_hot(ours), one_hot(rivals), gold) == pytest.approx(0.266846, abs=1e-6)
+    assert mcnemar(one_hot(rivals), one_hot(ours), gold) == pytest.approx(0.266846, abs=1e-6)
+    assert mcnemar(one_hot(ours), one_hot(ours), gold) == 1
+
+
+def wrong_at(rows, examples=400):
+    """Predictions that miss these rows; gold is class 1 everywhere."""
+    predictions = np.ones(examples, dtype=int)
+    predictions[list(rows)] = 0
+    return one_hot(predictions)
+
+
+GOLD = np.ones(400, dtype=int)
+
+
+def test_the_interval_over_examples_is_the_textbook_one():
+    difference = paired_difference("accuracy", [wrong_at(range(20))], [wrong_at(range(10, 70))], GOLD, draws=4000)
+    gains = np.zeros(400)
+    gains[20:70], gains[:10] = 1, -1
+    error = gains.std() / np.sqrt(400)
+    assert difference.mean == pytest.approx(0.1)
+    assert difference.low == pytest.approx(0.1 - 1.96 * error, abs=0.25 * error)
+    assert difference.high == pytest.approx(0.1 + 1.96 * error, abs=0.25 * error)
+
+
+def test_the_interval_covers_the_spread_of_seeds_too():
+    """One seed of four gains 1 on every example: 0.4 % of draws hold it four times, 5 % three times or more."""
+    good, bad = wrong_at(()), wrong_at(range(400))
+    difference = paired_difference("accuracy", [good, bad, bad, bad], [bad], GOLD)
+    assert (difference.mean, difference.low, difference.high) == (0.25, 0, 0.75)
+
+
+def test_seeds_are_paired_and_a_single_one_meets_all():
+    good, bad = wrong_at(()), wrong_at(range(400))
+    same = paired_difference("accuracy", [good, bad], [good, bad], GOLD, draws=200)
+    assert (same.mean, same.low, same.high) == (0, 0, 0)
+    assert paired_difference("accuracy", [good], [good, bad, bad, bad], GOLD, draws=9).mean == 0.75
+    assert paired_difference("accuracy", [good, bad, bad, bad], [good], GOLD, draws=9).mean == -0.75
+    with pytest.raises(UsageError, match="2 seeds.*3"):
+        paired_difference("accuracy", [good] * 2, [good] * 3, GOLD)
+    with pytest.raises(UsageError, match="0 seeds"):
+        paired_difference("accuracy", [], [good], GOLD)
+
+
+def test_the_same_rows_are_drawn_for_both_models():
+    outputs = [wrong_at(range(100, 250))]
+    difference = paired_difference("f1", outputs, outputs, GOLD)
+    assert (difference.low, difference.high) == (0, 0)
+
+
+def test_an_interval_is_repeatable_and_its_seed_matters():
+    models = [wrong_at(range(20))], [wrong_at(range(10, 70))]
+    drawn = [paired_difference("matthews_correlation", *models, GOLD - (GOLD.cumsum() > 200), 50, s) for s in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_correlations_have_intervals_too():
+    random = np.random.default_rng(0)
+    gold = random.normal(size=100)
+    near, far = ((gold + scale * random.normal(size=100))[:, None] for scale in (0.1, 3))
+    difference = paired_difference("spearmanr", [near], [far], gold, draws=200)
+    assert 0 < difference.low < difference.mean < difference.high < 1.2
+
+
+def test_a_misspelt_metric_is_refused_before_anything_is_drawn():
+    with pytest.raises(UsageError, match="unknown"):
+        paired_difference("acc", [wrong_at(())], [wrong_at(())], GOLD)
