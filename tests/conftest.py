@@ -1,17 +1,37 @@
-"""Every test runs offline, on one thread, with sockets blocked."""
+"""Every test runs offline, on one thread, with sockets blocked. The models are tiny, random and real."""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ.pop("OPENBOOK_DATA", None)
 
 import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+from openbook.types import Batch
 
 torch.set_num_threads(1)
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+WORDS = (
+    *"the a this my was seemed and in to of he she you we film movie book play song meal plot actor".split(),
+    *"good great fine lovely nice superb bad awful poor dull weak horrid".split(),
+    *"abcdefghijklmnopqrstuvwxyz0123456789",
+    *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz0123456789"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -23,3 +43,58 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket.socket, "connect_ex", refuse)
+
+
+def wordpiece(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A BERT tokenizer over these words."""
+    rules = Tokenizer(WordPiece({word: place for place, word in enumerate((*SPECIAL, *words))}, unk_token="[UNK]"))
+    rules.normalizer, rules.pre_tokenizer = Lowercase(), Whitespace()
+    rules.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=rules, model_input_names=inputs, **names)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return wordpiece(WORDS)
+
+
+@pytest.fixture(scope="session")
+def other_tokenizer() -> PreTrainedTokenizerFast:
+    """The same words in another order: every id means something else."""
+    return wordpiece(WORDS[::-1])
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A folder as the Hub would give it: a BERT of four layers and width 32, without a head of the task."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    torch.manual_seed(0)
+    BertForSequenceClassification(bert_config(len(tokenizer))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def bert_config(vocabulary: int, **changes: Any) -> BertConfig:
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 48,
+    }
+    return BertConfig(vocab_size=vocabulary, **{**sizes, **changes})
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """Three rows of 7, 4 and 6 word-pieces; the second texts of the rows begin at the fourth."""
+    lengths = torch.tensor([7, 4, 6])
+    mask = (torch.arange(7) < lengths[:, None]).long()  # (3, 7)
+    generator = torch.Generator().manual_seed(7)
+    ids = torch.randint(4, 40, mask.shape, generator=generator) * mask
+    types = (torch.arange(7) >= 3).long() * mask
+    return Batch(("t/0", "t/1", "t/2"), ids, mask, types, torch.tensor([0, 1, 2]))

@@ -59,9 +59,9 @@ def open_artifact(folder: Path) -> Artifact | None:
     finish_renaming(folder)
     try:
         manifest = read_json(folder / MANIFEST)
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    if manifest.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         return None
     sizes_match = all(
         (folder / name).is_file() and (folder / name).stat().st_size == size for name, size in manifest["files"].items()

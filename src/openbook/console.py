@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(soft_wrap=True, highlight=False)
+WIDE = 140  # columns of a table that goes to a file
+
+console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else WIDE)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class Report:
-    """All that is shown, as read from the JSON of the stages. Scores are fractions; they are shown as points (x 100)."""
+    """All that is shown, as read from the JSON of the stages. Scores are fractions, shown as points (x 100)."""
 
     run: str
     teacher_model: str
@@ -55,7 +55,8 @@ class Report:
 
     @property
     def metric(self) -> str:
-        return METRICS.get(self.results["metric"], self.results["metric"])
+        name: str = self.results["metric"]
+        return METRICS.get(name, name)
 
 
 def title(report: Report) -> str:
@@ -80,7 +81,7 @@ def comparison(report: Report) -> dict[str, list[str]]:
 
 
 def verdicts(report: Report) -> list[str]:
-    """What the run shows, in plain sentences: what the student keeps, what each step bought, whether the book helped."""
+    """What the run shows, in plain sentences: what the student keeps, what each step bought, what the book did."""
     return [_kept(report), *map(_step, report.results.get("comparisons", ())), *_book(report)]
 
 
@@ -117,6 +118,10 @@ def millions(count: int) -> str:
     return f"{count / 1e6:.1f} M" if count >= 1_000_000 else f"{count / 1e6:.2f} M"
 
 
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f}" if count >= 1_000_000 else f"{count / 1e6:.2g}"
+
+
 def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
@@ -135,7 +140,7 @@ def _gain(model: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> str:
 
 def _size(model: Mapping[str, Any]) -> str:
     book = model.get("book_bytes")
-    return f"{model['bytes'] / 1e6:.1f}" + (f" + {book / 1e6:.1f} book" if book is not None else "")
+    return megabytes(model["bytes"]) + (f" + {megabytes(book)} book" if book is not None else "")
 
 
 def _latency(model: Mapping[str, Any]) -> str:
@@ -177,7 +182,8 @@ def _step(row: Mapping[str, Any]) -> str:
     first, second, difference, low, high = (row[key] for key in ("a", "b", "difference", "low", "high"))
     step = STEPS.get((first, second))
     rival = "the teacher" if second == TEACHER else second
-    size = f"{points(abs(difference))} points {'below' if difference < 0 else 'above'} {rival}"
+    side = "above" if difference > 0 else "below"
+    size = f"{points(abs(difference))} points {side} {rival}" if points(difference) != "0.0" else f"level with {rival}"
     if low > 0:
         bought = f" That is what {step} bought." if step else ""
         return f"{first} is {size} (95 % interval {points(low)} to {points(high)}).{bought}"
@@ -214,4 +220,4 @@ def _cost(report: Report) -> str:
     time = ""
     if book.get("latency_ms") and student.get("latency_ms"):
         time = f" and {book['latency_ms']['p50'] - student['latency_ms']['p50']:+.1f} ms a text (median)"
-    return f" It costs {book['book_bytes'] / 1e6:.1f} MB{time}."
+    return f" It costs {megabytes(book['book_bytes'])} MB{time}."

@@ -85,9 +85,10 @@ def _label(axes: Axes, names: Sequence[str], places: NDArray[Any], scores: NDArr
             continue
         edge = places[side].max() + 0.04 * width if is_left else places[side].min() - 0.04 * width
         heights = spread(scores[side], LABELS_APART * (top - bottom))
-        for point, height in zip(side, heights, strict=True):
+        for point, height in zip(side.tolist(), heights, strict=True):
             axes.plot([places[point], edge], [scores[point], height], color=LINE, linewidth=0.7, zorder=1)
-            axes.text(edge, height, f" {names[point]} ", ha="left" if is_left else "right", va="center")
+            side_of_text = "left" if is_left else "right"
+            axes.text(edge, height, f" {names[point]} ", color=color(names[point]), ha=side_of_text, va="center")
 
 
 def spread(values: NDArray[Any], gap: float) -> NDArray[np.float64]:
@@ -148,6 +149,6 @@ def _drawn(draw: Callable[[Axes], None], description: str, height: float = 3.2) 
         draw(figure.add_subplot())
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     text = file.getvalue()
-    drawing = re.sub(r' id="\w+_\d+"', "", text[text.index("<svg") :])  # nothing refers to them; they repeat on a page
+    drawing = re.sub(r' id="[\w.]+_\d+"', "", text[text.index("<svg") :])  # they would repeat on a page
     drawing = re.sub("|".join(STAND_INS), lambda match: STAND_INS[match[0]], drawing)
     return Markup(drawing.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1))

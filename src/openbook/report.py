@@ -75,7 +75,7 @@ def html(report: Report) -> str:
 
 
 def model_card(report: Report) -> str:
-    """The README of the student's folder: the front matter that the Hugging Face Hub documents, then how and how well."""
+    """The README of the student's folder: front matter as the Hugging Face Hub documents it, use, results, limits."""
     front_matter = yaml.safe_dump(_front_matter(report), sort_keys=False, allow_unicode=True)
     context = _context(report) | {"front_matter": Markup(front_matter)}  # YAML, not Markdown
     return _markdown_environment().get_template("model_card.md.j2").render(context)
@@ -165,7 +165,7 @@ def _figures(report: Report) -> dict[str, Any]:
 
 
 def _front_matter(report: Report) -> dict[str, Any]:
-    """Metadata as the Hub documents it. It knows no relation for distillation; `finetune` is the nearest of its four."""
+    """Metadata as the Hub documents it; of its four relations to a base model `finetune` is nearest to distillation."""
     recipe, results = yaml.safe_load(report.recipe) or {}, report.results
     metric = HUB_METRICS.get(results["metric"], results["metric"])
     source = recipe.get("task", {}).get("train") or {}

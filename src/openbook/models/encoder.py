@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers.utils import logging
 
 from openbook.config import UsageError
 from openbook.types import Batch, Outputs
@@ -146,7 +148,8 @@ class Encoder(nn.Module):
 
     def save(self, folder: Path, tokenizer: Any) -> None:
         """An ordinary Hugging Face folder: stock class, label names, tokenizer, nothing of ours."""
-        self.model.save_pretrained(folder)
+        with quiet():
+            self.model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
 
@@ -158,20 +161,36 @@ def find_projections(block: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.Linear]
     return None
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' bars and load reports off the console: what they warn of is checked here."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def load_pretrained(location: str, head: Head, revision: str | None = None, seed: int = 0) -> Encoder:
     """A pretrained encoder with a fresh head for the task. `location` is a folder or a Hub id."""
     torch.manual_seed(seed)  # the new head's weights
-    model = AutoModelForSequenceClassification.from_pretrained(
-        location, revision=revision, dtype=torch.float32, ignore_mismatched_sizes=True, **head.config()
-    )
+    with quiet():
+        model = AutoModelForSequenceClassification.from_pretrained(
+            location, revision=revision, dtype=torch.float32, ignore_mismatched_sizes=True, **head.config()
+        )
     return Encoder(model)
 
 
 def load_finished(folder: str, revision: str | None = None) -> Encoder:
-    """An encoder whose head is part of the checkpoint. Raises UsageError if weights are missing: a fresh head guesses."""
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        folder, revision=revision, dtype=torch.float32, output_loading_info=True
-    )
+    """An encoder whose head is part of the checkpoint. Raises UsageError for missing weights: a fresh head guesses."""
+    with quiet():
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            folder, revision=revision, dtype=torch.float32, output_loading_info=True
+        )
     if info["missing_keys"]:
         raise UsageError(f"{folder} has no weights for {sorted(info['missing_keys'])}; fine-tune it with a head")
     return Encoder(model.eval())

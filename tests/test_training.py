@@ -1,0 +1,327 @@
+"""The one loop: resumes exactly, accumulates exactly, and trains all that a lesson holds."""
+
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from openbook.config import Optim, Terms
+from openbook.distillation.objective import Objective, Widths
+from openbook.training import Lesson, TrainingState, grouped, has_bf16, precision_of, scale, train
+from openbook.types import Batch, Outputs
+
+CLASSES, WORDS = 3, 20
+FP32 = {"precision": "fp32", "learning_rate": 0.01}
+
+
+class Toy(nn.Module):
+    """A student with dropout, a layer norm and an embedding: what makes resuming hard."""
+
+    def __init__(self, dropout: float = 0.3) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.words, self.norm = nn.Embedding(WORDS, 6), nn.LayerNorm(6)
+        self.dropout, self.head = nn.Dropout(dropout), nn.Linear(6, CLASSES)
+
+    def forward(self, batch: Batch) -> Outputs:
+        pooled = self.norm(self.words(batch.input_ids).mean(1))
+        return Outputs(self.head(self.dropout(pooled)), pooled)
+
+
+class Shuffled:
+    """A plan of `size` rows a batch: other rows at every step, the same ones whenever a step is asked for."""
+
+    def __init__(self, steps: int, size: int) -> None:
+        self.steps, self.size = steps, size
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        if not 0 <= step < self.steps:
+            raise IndexError(step)
+        rows = [torch.randint(0, WORDS, (5,), generator=torch.Generator().manual_seed(row)) for row in self.rows(step)]
+        ids = torch.stack(rows)
+        mask = torch.ones_like(ids)
+        return Batch(tuple(map(str, self.rows(step))), ids, mask, mask * 0, ids.sum(1) % CLASSES)
+
+    def rows(self, step: int) -> range:
+        return range(step * self.size, (step + 1) * self.size)
+
+
+def lesson_of(terms: Terms | None = None, dropout: float = 0.3) -> Lesson:
+    own, aim = Widths(6, 1, 1, 6), Widths(8, 1, 1, 8)
+    torch.manual_seed(2)
+    return Lesson(Toy(dropout), Objective(terms or Terms(gold=1, embedding=1), own, aim, "classification"))
+
+
+def teacher(batch: Batch) -> Outputs:
+    generator = torch.Generator().manual_seed(int(batch.ids[0]))
+    rows = len(batch.ids)
+    return Outputs(torch.randn(rows, CLASSES, generator=generator), torch.randn(rows, 8, generator=generator))
+
+
+def run(
+    lesson: Lesson,
+    plan: Shuffled,
+    optim: Optim,
+    scratch: Path | None = None,
+    fail_at: int | None = None,
+    told: list[int] | None = None,
+) -> Any:
+    calls = 0
+
+    def loss_of(batch: Batch) -> Any:
+        nonlocal calls
+        if fail_at is not None and int(batch.ids[0]) == fail_at * plan.size:
+            raise KeyboardInterrupt
+        calls += 1
+        return lesson(batch, teacher(batch))
+
+    advance: Callable[[int], None] = (lambda done: None) if told is None else told.append
+    history = train(loss_of, lesson, plan, optim, 5, Accelerator(cpu=True), scratch, advance)
+    return history, calls
+
+
+def weights(lesson: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in lesson.state_dict().items()}
+
+
+def assert_equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+
+
+@pytest.mark.parametrize("fail_at", [1, 4, 7, 11, 19])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, fail_at: int, accumulation: int) -> None:
+    optim = Optim(**FP32, checkpoint_every=3, accumulation=accumulation)
+    plan = Shuffled(20, 4)
+    straight = lesson_of()
+    history, calls = run(straight, plan, optim)
+    assert calls == 20
+    with pytest.raises(KeyboardInterrupt):
+        run(lesson_of(), plan, optim, tmp_path, fail_at)
+    torch.manual_seed(99)  # whatever the next process did before
+    resumed = lesson_of()
+    with torch.no_grad():
+        resumed.student.head.weight.zero_()
+    told: list[int] = []
+    again, remaining = run(resumed, plan, optim, tmp_path, told=told)
+    updates = math.ceil(20 / accumulation)
+    kept = fail_at // accumulation // 3 * 3
+    assert remaining == 20 - kept * accumulation
+    assert told == list(range(kept + 1, updates + 1))
+    if kept:
+        assert_equal(weights(resumed), weights(straight))
+        assert again == history
+    assert [path.name for path in tmp_path.iterdir()] == [f"checkpoint-{updates}"]
+
+
+def test_a_finished_training_is_put_back_without_a_step(tmp_path: Path) -> None:
+    optim, plan, first = Optim(**FP32), Shuffled(4, 2), lesson_of()
+    history, _ = run(first, plan, optim, tmp_path)
+    second = lesson_of()
+    assert run(second, plan, optim, tmp_path) == (history, 0)
+    assert_equal(weights(second), weights(first))
+
+
+def test_a_checkpoint_that_was_being_written_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    optim, plan = Optim(**FP32, checkpoint_every=2), Shuffled(6, 2)
+    straight = lesson_of()
+    run(straight, plan, optim)
+    rename, names = Path.rename, []
+
+    def crash(source: Any, target: Any) -> None:
+        names.append(Path(target).name)
+        if len(names) == 2:
+            raise KeyboardInterrupt
+        rename(Path(source), target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("openbook.training.os.rename", crash)
+        with pytest.raises(KeyboardInterrupt):
+            run(lesson_of(), plan, optim, tmp_path)
+    assert names == ["checkpoint-2", "checkpoint-4"]
+    resumed = lesson_of()
+    assert run(resumed, plan, optim, tmp_path)[1] == 4
+    assert_equal(weights(resumed), weights(straight))
+
+
+def test_four_batches_of_four_are_one_of_sixteen() -> None:
+    terms = Terms(gold=1, embedding=0.5)
+    one, four = lesson_of(terms, dropout=0), lesson_of(terms, dropout=0)
+
+    def same_teacher(batch: Batch) -> Outputs:
+        rows = [teacher(Batch((name,), *(torch.empty(0),) * 3)) for name in batch.ids]
+        return Outputs(torch.cat([row.logits for row in rows]), torch.cat([row.embedding for row in rows]))
+
+    for lesson, size, accumulation in ((one, 16, 1), (four, 4, 4)):
+        optim = Optim(**FP32, accumulation=accumulation)
+        history = train(
+            lambda batch, lesson=lesson: lesson(batch, same_teacher(batch)),
+            lesson, Shuffled(5 * accumulation, size), optim, 5, Accelerator(cpu=True),
+        )  # fmt: skip
+        assert [row["step"] for row in history] == [1, 2, 3, 4, 5]
+    before = weights(lesson_of(terms, dropout=0))
+    for name, value in weights(one).items():
+        assert not torch.equal(value, before[name]), name
+        torch.testing.assert_close(value, weights(four)[name], rtol=0, atol=1e-6)
+
+
+def test_the_last_batches_count_though_they_fill_no_update() -> None:
+    history, calls = run(lesson_of(), Shuffled(7, 2), Optim(**FP32, accumulation=3))
+    assert (calls, [row["step"] for row in history]) == (7, [1, 2, 3])
+
+
+def test_the_learning_rate_rises_and_falls_linearly() -> None:
+    # 20 updates, a quarter of them warm-up: 1/5, 2/5, .. 1, then (20 - update) / 15
+    expected = {0: 0.2, 1: 0.4, 4: 1.0, 5: 1.0, 6: 14 / 15, 12: 8 / 15, 19: 1 / 15, 20: 0.0}
+    assert {update: scale(update, 20, 0.25) for update in expected} == pytest.approx(expected)
+    assert [scale(update, 4, 0.0) for update in range(4)] == pytest.approx([1, 0.75, 0.5, 0.25])
+    assert scale(0, 1, 0.1) == 1
+
+
+@pytest.mark.parametrize("updates", [1, 2, 3, 7, 10, 15, 33])
+@pytest.mark.parametrize("warmup", [0.0, 0.05, 0.1, 0.5, 0.9])
+def test_the_learning_rate_never_exceeds_its_peak(updates: int, warmup: float) -> None:
+    rates = [scale(update, updates, warmup) for update in range(updates)]
+    assert max(rates) <= 1
+    assert min(rates) > 0
+    assert rates == [*sorted(rates[: rates.index(max(rates))]), *sorted(rates[rates.index(max(rates)) :], reverse=True)]
+
+
+def test_the_loop_follows_the_schedule_and_the_history_tells_it() -> None:
+    history, _ = run(lesson_of(), Shuffled(8, 2), Optim(precision="fp32", learning_rate=0.02, warmup=0.25))
+    rates = [row["learning_rate"] for row in history]
+    # a row holds the rate of the update that follows it
+    assert rates == pytest.approx([0.02 * scale(update, 8, 0.25) for update in range(1, 9)])
+
+
+def test_the_history_is_the_mean_of_a_stretch() -> None:
+    values = iter(range(1, 301))
+    parameter = nn.Linear(1, 1)
+
+    def loss_of(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        value = next(values)
+        return parameter.weight.sum() * 0 + value, {"twice": torch.tensor(2.0 * value)}
+
+    history = train(loss_of, parameter, Shuffled(300, 1), Optim(**FP32), 0, Accelerator(cpu=True))
+    assert [row["step"] for row in history] == list(range(3, 301, 3))
+    assert [row["loss"] for row in history] == [3.0 * stretch + 2 for stretch in range(100)]
+    assert [row["twice"] for row in history] == [2 * row["loss"] for row in history]
+
+
+def test_a_loss_that_is_not_finite_stops_naming_step_and_parts(tmp_path: Path) -> None:
+    lesson = lesson_of()
+
+    def loss_of(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, parts = lesson(batch, teacher(batch))
+        return (loss * float("nan"), {**parts, "hidden": torch.tensor(math.inf)}) if batch.ids[0] == "6" else (loss, parts)
+
+    with pytest.raises(FloatingPointError, match=r"nan at step 3 \(gold \d.*, embedding \d.*, hidden inf\)"):
+        train(loss_of, lesson, Shuffled(9, 2), Optim(**FP32), 5, Accelerator(cpu=True), tmp_path)
+
+
+def test_weight_decay_is_for_matrices_only() -> None:
+    lesson = lesson_of()
+    lesson.student.head.weight.requires_grad_(False)
+    matrices, vectors = grouped(lesson, 0.3)
+    names = {id(p): name for name, p in lesson.named_parameters()}
+    assert matrices["weight_decay"] == 0.3
+    assert vectors["weight_decay"] == 0
+    assert {names[id(p)] for p in matrices["params"]} == {
+        "student.words.weight",
+        "objective.projections.embedding.weight",
+    }
+    assert {names[id(p)] for p in vectors["params"]} == {
+        "student.norm.weight",
+        "student.norm.bias",
+        "student.head.bias",
+        "objective.projections.embedding.bias",
+    }
+
+
+def test_weight_decay_is_in_force() -> None:
+    with_decay, without = lesson_of(), lesson_of()
+    run(with_decay, Shuffled(3, 2), Optim(**FP32, weight_decay=1.0))
+    run(without, Shuffled(3, 2), Optim(**FP32, weight_decay=0.0))
+    assert with_decay.student.words.weight.norm() < without.student.words.weight.norm()
+
+
+def test_one_step_trains_student_and_projection_alike() -> None:
+    lesson = lesson_of()
+    before = weights(lesson)
+    run(lesson, Shuffled(1, 8), Optim(**FP32))
+    unmoved = [name for name, value in weights(lesson).items() if torch.equal(value, before[name])]
+    assert unmoved == []
+    assert {"objective.projections.embedding.weight", "objective.projections.embedding.bias"} <= before.keys()
+    assert not lesson.training
+
+
+def test_the_gradient_is_clipped() -> None:
+    """AdamW's first moment after one step is 0.1 times the clipped gradient."""
+    lesson = lesson_of(dropout=0)
+    moments: dict[str, Tensor] = {}
+
+    class Spy(Accelerator):
+        def clip_grad_norm_(self, parameters: Any, limit: float) -> Any:
+            found = super().clip_grad_norm_(parameters := list(parameters), limit)
+            moments["norm"] = torch.stack([p.grad.norm() for p in parameters]).norm()
+            return found
+
+    train(
+        lambda batch: lesson(batch, teacher(batch)),
+        lesson, Shuffled(1, 8), Optim(**FP32, clip=0.01), 5, Spy(cpu=True),
+    )  # fmt: skip
+    assert moments["norm"].item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_precision_is_what_the_recipe_says() -> None:
+    cpu = torch.device("cpu")
+    product = torch.ones(2, 2)
+    for precision, expected in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        with precision_of(Optim(precision=precision), cpu):
+            assert (product @ product).dtype == expected
+    with precision_of(Optim(precision="auto"), cpu):
+        assert (product @ product).dtype == (torch.bfloat16 if has_bf16(cpu) else torch.float32)
+
+
+class Malice:
+    """Unpickling it leaves a trace."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.trace,)
+
+
+FILES = ("weights.safetensors", "optimizer.safetensors", "rng.safetensors", "progress.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("save", [pickle.dumps, None], ids=["pickle", "torch"])
+def test_a_malicious_checkpoint_is_refused_and_not_run(tmp_path: Path, name: str, save: Any) -> None:
+    scratch, trace = tmp_path / "scratch", tmp_path / "trace"
+    run(lesson_of(), Shuffled(2, 2), Optim(**FP32), scratch)
+    folder = scratch / "checkpoint-2"
+    assert sorted(p.name for p in folder.iterdir()) == sorted(FILES)
+    if save is None:
+        torch.save(Malice(trace), folder / name)
+    else:
+        (folder / name).write_bytes(save(Malice(trace)))
+    lesson = lesson_of()
+    with pytest.raises(Exception):  # noqa: B017, PT011  whichever the format's reader raises
+        TrainingState(lesson, torch.optim.AdamW(lesson.parameters()), scratch).load()
+    assert not trace.exists()
+    if save is not None:
+        pickle.loads(save(Malice(trace)))  # noqa: S301  the trap itself works
+        assert trace.exists()
