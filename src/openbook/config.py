@@ -168,17 +168,23 @@ class CorpusSettings(Settings):
 class StudentSettings(Settings):
     """The small model: any shape, and how it starts."""
 
+    architecture: Literal["modernbert", "bert"] = Field(
+        "modernbert",
+        description="at this size ModernBERT's blocks learn more from the same text; `bert` can copy layers",
+    )
     layers: Positive = 3
     hidden_size: Positive = 128
     heads: Positive = 4
-    intermediate_size: Positive | None = Field(None, description="feed-forward width; 4 x `hidden_size` if absent")
+    intermediate_size: Positive | None = Field(
+        None, description="feed-forward width; chosen from `hidden_size` if absent"
+    )
     tokenizer: str | None = Field(None, description="a Hub id or folder; the teacher's if absent")
     max_positions: Positive | None = Field(None, description="positions it can read; the teacher's if absent")
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     init: Literal["random", "layer_copy"] = Field("random", description="`layer_copy` needs the teacher's widths")
     copy_which: Literal["last", "first"] = Field("last", description="which layer of each group `layer_copy` takes")
     embeddings: Literal["random", "projected"] = Field(
-        "random", description="`projected`: the teacher's, by principal components"
+        "projected", description="`projected`: the teacher's, by principal components"
     )
 
     @model_validator(mode="after")

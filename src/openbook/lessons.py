@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +23,13 @@ from openbook.workspace import Run
 
 Texts = Literal["task", "corpus"]
 
-LABELS, KD, CORPUS, OPEN_BOOK = "student-labels", "student-kd", "student-corpus", "student-open-book"
+TEACHER, LABELS, KD, CORPUS, OPEN_BOOK = (
+    "teacher",
+    "student-labels",
+    "student-kd",
+    "student-corpus",
+    "student-open-book",
+)
 STUDENTS = (LABELS, KD, CORPUS)  # those that are trained; the open-book student is the last one with its book
 
 
@@ -90,15 +97,24 @@ def trainings(run: Run) -> dict[str, Training]:
 
 
 def recorded_layers(run: Run) -> list[int]:
-    """Teacher layers whose hidden states are kept on disk: those that a term reads, if the recipe allows."""
+    """Teacher layers whose hidden states are kept on disk: those that a term reads, if the recipe allows the space."""
     wanted: set[int] = set()
+    widths = teacher_widths(run)
     for training in trainings(run).values():
-        if training.terms.hidden and run.recipe.teacher.record_hidden:
-            wanted |= {
-                0,
-                *layer_map(teacher_widths(run).layers, run.recipe.student.layers, training.terms.layer_mapping),
-            }
+        if training.terms.hidden:
+            wanted |= {0, *layer_map(widths.layers, run.recipe.student.layers, training.terms.layer_mapping)}
+    if (
+        not run.recipe.teacher.record_hidden
+        or state_bytes(run, len(wanted)) > 1e9 * run.recipe.teacher.record_gigabytes
+    ):
+        return []
     return sorted(wanted)
+
+
+def state_bytes(run: Run, layers: int) -> int:
+    """At most so many bytes of hidden states in fp16, over the corpus and the task."""
+    tokens = 2 * run.recipe.corpus.budget_tokens + len(run.task.train) * run.recipe.task.max_length
+    return 2 * tokens * teacher_widths(run).hidden * layers
 
 
 def objective_for(run: Run, terms: Terms, keys: tuple[Tensor, Tensor] | None) -> Objective:
@@ -129,6 +145,18 @@ def needs_teacher(terms: Terms) -> bool:
     return any((terms.soft_labels, terms.embedding, terms.hidden, terms.attention, terms.relations, terms.neighbours))
 
 
+def check_space(run: Run) -> None:
+    """Recorded hidden states are the only large files of a run: find out now if the disk cannot hold them."""
+    needed = state_bytes(run, len(recorded_layers(run)))
+    place = next(folder for folder in (run.folder, *run.folder.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise UsageError(
+            f"{place} has {free / 1e9:.1f} GB free, and the recorded hidden states may need {needed / 1e9:.1f} GB;"
+            " free some space, lower corpus.budget_tokens, or set teacher.record_hidden: false"
+        )
+
+
 def check_lessons(run: Run) -> None:
     """Find impossible pairs of recipe, teacher and student before a model is loaded."""
     ours, theirs = student_widths(run), teacher_widths(run)
@@ -141,6 +169,11 @@ def check_lessons(run: Run) -> None:
             objective_for(run, terms, keys)
         except UsageError as error:
             raise UsageError(f"distill.{name}: {error}") from None
+        if terms.attention and run.recipe.student.architecture != "bert":
+            raise UsageError(
+                f"distill.{name}.terms.attention={terms.attention} compares scores without rotary positions, which"
+                f" student.architecture={run.recipe.student.architecture} has; use relations, or architecture: bert"
+            )
         if terms.gold and name == "corpus":
             raise UsageError(f"distill.corpus.terms.gold={terms.gold}: the corpus has no gold labels; set it to 0")
         if terms.reads_layers and not run.shares_tokenizer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import Any
 from openbook.checkpoint import building, fingerprint, open_artifact, partial_folder
 from openbook.config import Recipe, UsageError
 from openbook.console import console
-from openbook.lessons import check_lessons
+from openbook.lessons import check_lessons, check_space
 from openbook.stages import (
     build_corpus,
     build_kb,
@@ -120,6 +121,7 @@ def check(run: Run) -> None:
     _ = run.task
     train_teacher.check(run)
     check_lessons(run)
+    check_space(run)
     build_corpus.check(run)
 
 
@@ -150,14 +152,14 @@ def perform(run: Run, step: Step) -> None:
     try:
         with building(run.folder / step.stage.folder, step.inputs) as partial:
             step.stage.build(run, partial)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise RunError(
-                f"the disk is full in {run.folder}; free some space and run the same command: finished stages are kept"
-            ) from error
-        raise
     except FloatingPointError as error:
         raise RunError(f"{name}: {error}") from error
+    except Exception as error:
+        if os.strerror(errno.ENOSPC) not in str(error):  # safetensors and Arrow say so in errors of their own
+            raise
+        raise RunError(
+            f"the disk is full in {run.folder}; free some space and run the same command: finished stages are kept"
+        ) from error
     console.print(f"{'':15} done in {time.monotonic() - started:.0f} s")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +15,7 @@ from openbook.config import UsageError
 from openbook.inference import Answers, outputs_of
 from openbook.knowledge_base import store
 from openbook.knowledge_base.interpolate import Evidence, evidence, interpolate, neighbour_average
-from openbook.knowledge_base.search import Hits, search
+from openbook.knowledge_base.search import search
 from openbook.models.encoder import Encoder, load_finished
 from openbook.models.student import load_tokenizer
 from openbook.types import Batch, KnowledgeBase
@@ -84,11 +84,12 @@ class OpenBook:
     def explain(self, texts: Texts) -> Any:
         """The answer with the neighbours that decided it: one Explanation, or a list of them for a list."""
         rows, single = as_rows(texts)
-        outputs, hits = self.look_up(rows)
-        if self.base is None or hits is None:
+        if self.base is None:
             raise UsageError("this student has no knowledge base to explain its answers with; build one and load both")
-        retrieval = {"temperature": 1.0, **self.retrieval}
-        found = evidence(self.base, hits, outputs, retrieval["temperature"], retrieval["beta"])
+        heard = self.read(rows)
+        hits = search(heard.embedding, self.base.keys, self.retrieval["top_k"])
+        outputs = outputs_of(heard, self.kind)
+        found = evidence(self.base, hits, outputs, self.retrieval["temperature"], self.retrieval["beta"])
         told = [
             Explanation(row, self.name(one.result), self.name(one.student), one)
             for row, one in zip(rows, found, strict=True)
@@ -96,18 +97,13 @@ class OpenBook:
         return told[0] if single else told
 
     def answer(self, rows: Sequence[Text]) -> NDArray[Any]:
-        outputs, hits = self.look_up(rows)
-        if self.base is None or hits is None or self.retrieval["beta"] == 1:
-            return outputs
-        average = neighbour_average(hits, self.base.values, self.retrieval["temperature"])
-        return interpolate(outputs, average, self.retrieval["beta"])
-
-    def look_up(self, rows: Sequence[Text]) -> tuple[NDArray[Any], Hits | None]:
         heard = self.read(rows)
         outputs = outputs_of(heard, self.kind)
-        if self.base is None:
-            return outputs, None
-        return outputs, search(heard.embedding, self.base.keys, self.retrieval["top_k"])
+        if self.base is None or self.retrieval["beta"] == 1:  # a book that is not trusted is not opened
+            return outputs
+        hits = search(heard.embedding, self.base.keys, self.retrieval["top_k"])
+        average = neighbour_average(hits, self.base.values, self.retrieval["temperature"])
+        return interpolate(outputs, average, self.retrieval["beta"])
 
     def read(self, rows: Sequence[Text]) -> Answers:
         """The student's own logits and pooled vectors, in batches of similar length."""
@@ -149,6 +145,8 @@ def as_rows(texts: Texts) -> tuple[list[Text], bool]:
     Raises UsageError for an empty list, anything that is no text, and a mixture of texts and pairs.
     """
     single = isinstance(texts, str) or (isinstance(texts, tuple) and len(texts) == 2 and all(map(is_text, texts)))
+    if not isinstance(texts, Iterable):
+        raise UsageError(f"{texts!r} is no text; give a string, a pair of strings (a, b), or a list of either")
     rows: list[Any] = [texts] if single else list(texts)
     if not rows:
         raise UsageError("there is nothing to predict: the list of texts is empty")

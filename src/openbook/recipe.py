@@ -12,6 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from openbook.config import Recipe, UsageError
 
+MERGE = "tag:yaml.org,2002:merge"  # `<<`, which lays another block below this one
+
 
 class StrictLoader(yaml.SafeLoader):
     """YAML without its best known trap: a key that is written twice is an error, not a silent overwrite."""
@@ -20,6 +22,10 @@ class StrictLoader(yaml.SafeLoader):
 def no_duplicates(loader: StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
+        if key_node.tag == MERGE:
+            continue
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a key must be one word", key_node.start_mark)
         key = loader.construct_object(key_node)
         if key in seen:
             line = key_node.start_mark.line + 1
@@ -34,7 +40,9 @@ StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, no_
 def parse_yaml(text: str, origin: str) -> Any:
     try:
         return yaml.load(text, StrictLoader)  # noqa: S506  a SafeLoader
-    except yaml.YAMLError as error:
+    except UsageError as error:
+        raise UsageError(f"{origin}: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
         raise UsageError(f"{origin} is not valid YAML: {error}") from error
 
 
@@ -50,6 +58,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UsageError(f"no recipe at {path}; `openbook init --data FILE` writes one (here: {shipped})") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}); name a YAML file") from error
     raw = parse_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise UsageError(f"{path} holds {type(raw).__name__}, not a recipe of `key: value` lines")
@@ -116,8 +126,9 @@ def yaml_hint(value: Any) -> str:
 
 def dotted_key(location: tuple[int | str, ...]) -> str:
     """The key as the user wrote it: the tags of unions, which pydantic adds to the path, are left out."""
-    tags = {"file", "package", "hub", "str", "PackagedModel", "tuple[int, ...]", "tuple[Positive, ...]"}
-    return ".".join(str(part) for part in location if part not in tags or part == location[-1])
+    *above, last = map(str, location or ("",))
+    kept = [part for part in above if part not in ("file", "package", "hub")] + [last]
+    return ".".join(part for part in kept if part not in ("str", "PackagedModel") and "[" not in part)
 
 
 def nearest_key(location: tuple[int | str, ...]) -> str:
@@ -134,6 +145,9 @@ def model_at(location: Sequence[int | str]) -> type[BaseModel] | None:
     """The settings model that a path of keys (and union tags) leads to, starting at Recipe."""
     found: tuple[type[BaseModel], ...] = (Recipe,)
     for part in location:
+        if isinstance(part, str) and len(found) > 1:  # the tag of a union, which may be the name of a key too
+            found = tuple(m for m in found if part == default_kind(m))
+            continue
         below = [m.model_fields[part].annotation for m in found if isinstance(part, str) and part in m.model_fields]
         if below:
             found = tuple(models_in(below[0]))

@@ -14,7 +14,6 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 
 from openbook.checkpoint import read_json, write_json
 from openbook.config import Optim
@@ -63,14 +62,11 @@ def train(
     """
     updates = math.ceil(len(plan) / optim.accumulation)
     optimizer = AdamW(grouped(lesson, optim.weight_decay), lr=optim.learning_rate, fused=True)
-    schedule = LambdaLR(optimizer, lambda update: scale(update, updates, optim.warmup))  # unprepared: once per update
     prepared: Any = accelerator.prepare(optimizer)
     lesson.train()
     torch.manual_seed(seed)
     state = TrainingState(lesson, optimizer, scratch)
     first, history, sums = state.load()
-    for _ in range(first):
-        schedule.step()
     log_every = max(1, updates // 100)
     for update in range(first, updates):
         steps = range(update * optim.accumulation, min(len(plan), (update + 1) * optim.accumulation))
@@ -81,8 +77,8 @@ def train(
             accelerator.backward(loss / len(steps))
             add(sums, {"loss": loss, **parts}, 1 / len(steps))
         accelerator.clip_grad_norm_(lesson.parameters(), optim.clip)
+        set_rate(optimizer, optim.learning_rate * scale(update, updates, optim.warmup))
         prepared.step()
-        schedule.step()
         prepared.zero_grad()
         if (update + 1) % log_every == 0 or update + 1 == updates:
             history.append(summary(update + 1, sums, optimizer))
@@ -98,7 +94,12 @@ def scale(update: int, updates: int, warmup: float) -> float:
     rising = warmup * updates
     if update + 1 <= rising:
         return (update + 1) / rising
-    return max(0.0, (updates - update) / max(1.0, updates - rising))
+    return max(0.0, min(1.0, (updates - update) / max(1.0, updates - rising)))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 def grouped(lesson: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

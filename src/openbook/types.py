@@ -40,7 +40,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model says about a batch. Teacher and student speak the same language; an empty field was not asked for."""
+    """What a model says about a batch. Teacher and student speak the same language; empty means not asked for."""
 
     logits: Tensor  # (B, C); C = 1 in regression
     embedding: Tensor  # (B, d): what the last linear layer of the head reads

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +82,17 @@ def create(folder: Path, answers: Outputs, rows: int, tokens: int, layers: Itera
     }
     for layer in layers:
         shapes[f"hidden-{layer}"] = ((tokens, answers.hidden[layer].shape[2]), np.float16)
-    return {name: open_memmap(folder / f"{name}.npy", "w+", kind, shape) for name, (shape, kind) in shapes.items()}
+    arrays = {name: open_memmap(folder / f"{name}.npy", "w+", kind, shape) for name, (shape, kind) in shapes.items()}
+    for name in arrays:
+        reserve(folder / f"{name}.npy")
+    return arrays
+
+
+def reserve(path: Path) -> None:
+    """Take the file's whole space now: a memory map that finds the disk full later ends the process by a signal."""
+    if sys.platform == "linux":
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def flush(arrays: dict[str, NDArray[Any]]) -> None:

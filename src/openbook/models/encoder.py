@@ -17,6 +17,7 @@ from transformers.utils import logging
 from openbook.config import UsageError
 from openbook.types import Batch, Outputs
 
+FUSED = "Wqkv"  # one projection for all three, as in ModernBERT
 QKV = ("query", "key", "value"), ("q", "k", "v"), ("q_lin", "k_lin", "v_lin"), ("q_proj", "k_proj", "v_proj")
 
 
@@ -105,11 +106,14 @@ class Encoder(nn.Module):
 
     def tap(self, layer: int) -> list[Any]:
         """Hooks on the three projections of one block; fused attention stays in use."""
+        fused = find_linear(self.blocks()[layer - 1], FUSED)
+        if fused is not None:
+            return [fused.register_forward_hook(lambda module, inputs, output: self.keep_fused(layer, output))]
         projections = find_projections(self.blocks()[layer - 1])
         if projections is None:
             raise UsageError(
-                f"layer {layer} of {type(self.model).__name__} has no separate query, key and value projections;"
-                f" these names are known: {[', '.join(names) for names in QKV]}."
+                f"layer {layer} of {type(self.model).__name__} has no query, key and value projections of a known name:"
+                f" {[', '.join(names) for names in QKV]} or {FUSED}."
                 " Set distill terms `attention` and `relations` to 0 for this model"
             )
         return [
@@ -121,6 +125,9 @@ class Encoder(nn.Module):
 
     def keep(self, layer: int, place: int, output: Tensor) -> None:
         self._taps.setdefault(layer, {})[place] = output
+
+    def keep_fused(self, layer: int, output: Tensor) -> None:
+        self._taps[layer] = dict(enumerate(output.chunk(3, dim=-1)))
 
     def blocks(self) -> nn.ModuleList:
         """The stack of transformer blocks: the longest module list as long as the configuration says."""
@@ -153,11 +160,16 @@ class Encoder(nn.Module):
         tokenizer.save_pretrained(folder)
 
 
+def find_linear(block: nn.Module, name: str) -> nn.Linear | None:
+    found = [m for path, m in block.named_modules() if path.rpartition(".")[2] == name and isinstance(m, nn.Linear)]
+    return found[0] if found else None
+
+
 def find_projections(block: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.Linear] | None:
-    linears = {name.rpartition(".")[2]: m for name, m in block.named_modules() if isinstance(m, nn.Linear)}
-    for q, k, v in QKV:
-        if q in linears and k in linears and v in linears:
-            return linears[q], linears[k], linears[v]
+    for names in QKV:
+        q, k, v = (find_linear(block, name) for name in names)
+        if q is not None and k is not None and v is not None:
+            return q, k, v
     return None
 
 

@@ -2,32 +2,66 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+)
 
 from openbook.config import StudentSettings, UsageError
 from openbook.models.encoder import Encoder, Head
 
 
 def new_student(
-    settings: StudentSettings, head: Head, vocabulary: int, pad_id: int, positions: int, seed: int
+    settings: StudentSettings, head: Head, tokenizer: Any, vocabulary: int, positions: int, seed: int
 ) -> Encoder:
-    """A BERT-type encoder with every weight drawn from N(0, 0.02) and layer norms at 1 and 0."""
+    """A stock encoder with a head, every weight random: drawn by the seed as its architecture prescribes."""
     torch.manual_seed(seed)
+    shape = {
+        "vocab_size": vocabulary,
+        "hidden_size": settings.hidden_size,
+        "num_hidden_layers": settings.layers,
+        "num_attention_heads": settings.heads,
+        "max_position_embeddings": settings.max_positions or positions,
+        "pad_token_id": tokenizer.pad_token_id,
+        **head.config(),
+    }
+    build = {"bert": bert, "modernbert": modernbert}[settings.architecture]
+    return Encoder(build(settings, shape, tokenizer))
+
+
+def bert(settings: StudentSettings, shape: dict[str, Any], tokenizer: Any) -> BertForSequenceClassification:
     config = BertConfig(
-        vocab_size=vocabulary,
-        hidden_size=settings.hidden_size,
-        num_hidden_layers=settings.layers,
-        num_attention_heads=settings.heads,
         intermediate_size=settings.intermediate_size or 4 * settings.hidden_size,
-        max_position_embeddings=settings.max_positions or positions,
         hidden_dropout_prob=settings.dropout,
         attention_probs_dropout_prob=settings.dropout,
-        pad_token_id=pad_id,
-        **head.config(),
+        **shape,
     )
-    return Encoder(BertForSequenceClassification(config))
+    return BertForSequenceClassification(config)
+
+
+def modernbert(settings: StudentSettings, shape: dict[str, Any], tokenizer: Any) -> ModernBertForSequenceClassification:
+    """Rotary positions, gated feed-forward, pre-norm; the head reads the mean of all tokens."""
+    config = ModernBertConfig(
+        intermediate_size=settings.intermediate_size or 5 * settings.hidden_size // 2,
+        embedding_dropout=settings.dropout,
+        attention_dropout=settings.dropout,
+        mlp_dropout=settings.dropout,
+        classifier_dropout=settings.dropout,
+        classifier_pooling="mean",
+        cls_token_id=tokenizer.cls_token_id,
+        sep_token_id=tokenizer.sep_token_id,
+        bos_token_id=tokenizer.cls_token_id,
+        eos_token_id=tokenizer.sep_token_id,
+        **shape,
+    )
+    return ModernBertForSequenceClassification(config)
 
 
 def principal_components(words: Tensor, width: int) -> Tensor:
@@ -74,7 +108,7 @@ def compare_widths(student: Encoder, teacher: Encoder) -> None:
         if wanted != given:
             raise UsageError(
                 f"student.init=layer_copy copies whole layers, but {name} is {given!r} in the student and {wanted!r} in"
-                " the teacher; make them equal, or use init: random with embeddings: projected"
+                " the teacher; make them equal (student.architecture too), or use init: random"
             )
 
 

@@ -134,7 +134,7 @@ def fresh_student(run: Run, seed: int) -> Encoder:
     """The start that every student of a seed shares."""
     settings, tokenizer = run.recipe.student, run.tokenizer
     vocabulary = teacher_vocabulary(run) if run.shares_tokenizer else len(tokenizer)
-    student = new_student(settings, run.head, vocabulary, tokenizer.pad_token_id, run.recipe.task.max_length, seed)
+    student = new_student(settings, run.head, tokenizer, vocabulary, run.recipe.task.max_length, seed)
     if settings.init == "layer_copy":
         teacher = load_finished(str(run.folder / "teacher"))
         start_from_layers(student, teacher, copied_layers(teacher.layers, student.layers, settings.copy_which))

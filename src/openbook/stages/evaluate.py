@@ -19,7 +19,7 @@ from openbook.inference import Answers, answers_of, outputs_of
 from openbook.knowledge_base import store
 from openbook.knowledge_base.interpolate import interpolate, neighbour_average
 from openbook.knowledge_base.search import search
-from openbook.lessons import CORPUS, KD, LABELS, OPEN_BOOK, STUDENTS
+from openbook.lessons import CORPUS, KD, LABELS, OPEN_BOOK, STUDENTS, TEACHER
 from openbook.metrics import agreement, paired_difference, score
 from openbook.models.encoder import load_finished
 from openbook.models.student import load_tokenizer
@@ -27,7 +27,14 @@ from openbook.predictor import OpenBook, Text
 from openbook.types import Example, KnowledgeBase
 from openbook.workspace import Run
 
-COMPARED = ((KD, LABELS), (CORPUS, LABELS), (CORPUS, KD), (OPEN_BOOK, CORPUS), (OPEN_BOOK, "teacher"))
+COMPARED = (
+    (KD, LABELS),
+    (CORPUS, LABELS),
+    (CORPUS, KD),
+    (CORPUS, TEACHER),
+    (OPEN_BOOK, CORPUS),
+    (OPEN_BOOK, TEACHER),
+)
 BATCH = 32
 
 
@@ -65,9 +72,9 @@ def all_outputs(run: Run) -> dict[str, list[NDArray[Any]]]:
     """Probabilities (n, C) of every model on the test rows, one array a seed; the teacher has one."""
     base = store.load(run.folder / "knowledge_base")
     tuned = read_json(run.folder / "knowledge_base" / "tuning.json")
-    teacher = load_finished(str(run.folder / "teacher"))
+    teacher = load_finished(str(run.folder / TEACHER))
     heard = answers_of(teacher, run.tokens("test-for-teacher", run.task.test, run.teacher_tokenizer))
-    outputs: dict[str, list[NDArray[Any]]] = {"teacher": [outputs_of(heard, run.task.kind)]}
+    outputs: dict[str, list[NDArray[Any]]] = {TEACHER: [outputs_of(heard, run.task.kind)]}
     texts = run.tokens("test", run.task.test, run.tokenizer)
     outputs |= {name: [] for name in (*STUDENTS, OPEN_BOOK)}
     with track("reading the test split", len(STUDENTS) * len(run.recipe.seeds)) as advance:
@@ -91,7 +98,7 @@ def describe(
     run: Run, name: str, outputs: dict[str, list[NDArray[Any]]], gold: NDArray[Any], timing: dict[str, Any]
 ) -> dict[str, Any]:
     scores = [score(run.task.metric, one, gold) for one in outputs[name]]
-    folder = run.folder / ("teacher" if name == "teacher" else "student")
+    folder = run.folder / (TEACHER if name == TEACHER else "student")
     book = {"book_bytes": folder_bytes(run.folder / "knowledge_base", ".npy")} if name == OPEN_BOOK else {}
     return {
         "name": name,
@@ -102,8 +109,13 @@ def describe(
         "bytes": folder_bytes(folder, ".safetensors"),
         **book,
         **timing,
-        "agreement": statistics.mean(agreement(one, outputs["teacher"][0]) for one in outputs[name]),
+        "agreement": agreements(run.task.kind, outputs[name], outputs[TEACHER][0]),
     }
+
+
+def agreements(kind: str, outputs: list[NDArray[Any]], teacher: NDArray[Any]) -> float | None:
+    """Share of texts that get the teacher's label, over all seeds; scores of a regression have none."""
+    return None if kind == "regression" else statistics.mean(agreement(one, teacher) for one in outputs)
 
 
 def folder_bytes(folder: Path, suffix: str) -> int:
@@ -117,8 +129,8 @@ def time_models(run: Run) -> dict[str, dict[str, Any]]:
     singles, many = rows[: settings.latency_rows], rows[: settings.throughput_rows]
     book = OpenBook.from_pretrained(run.folder)
     alone = OpenBook(book.student, book.tokenizer)
-    teacher = OpenBook(load_finished(str(run.folder / "teacher")), load_tokenizer(str(run.folder / "teacher")))
-    timed = {"teacher": teacher, CORPUS: alone, OPEN_BOOK: book}
+    teacher = OpenBook(load_finished(str(run.folder / TEACHER)), load_tokenizer(str(run.folder / TEACHER)))
+    timed = {TEACHER: teacher, CORPUS: alone, OPEN_BOOK: book}
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     rates: dict[str, list[float]] = {name: [] for name in timed}
     with track("timing", settings.repeats) as advance:
