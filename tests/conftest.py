@@ -7,9 +7,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ.pop("OPENBOOK_DATA", None)
 
+import csv
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -26,11 +28,12 @@ from openbook.types import Batch
 torch.set_num_threads(1)
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-WORDS = (
-    *"the a this my was seemed and in to of he she you we film movie book play song meal plot actor".split(),
-    *"good great fine lovely nice superb bad awful poor dull weak horrid".split(),
-    *"abcdefghijklmnopqrstuvwxyz0123456789",
-    *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz0123456789"),
+GLUE = "the a this my was seemed and in to of he she you me us them we great"
+THINGS = "film movie book play song meal plot actor"
+GOOD, BAD = "good great fine lovely nice superb", "bad awful poor dull weak horrid"
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+WORDS = tuple(
+    dict.fromkeys([*f"{GLUE} {THINGS} {GOOD} {BAD}".split(), *LETTERS, *(f"##{letter}" for letter in LETTERS)])
 )
 
 
@@ -98,3 +101,65 @@ def batch() -> Batch:
     ids = torch.randint(4, 40, mask.shape, generator=generator) * mask
     types = (torch.arange(7) >= 3).long() * mask
     return Batch(("t/0", "t/1", "t/2"), ids, mask, types, torch.tensor([0, 1, 2]))
+
+
+def one_of(random: Random, words: str) -> str:
+    return random.choice(words.split())
+
+
+def write_rows(path: Path, count: int, seed: int) -> None:
+    """Reviews whose label is plain from their words."""
+    random = Random(seed)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for row in range(count):
+            label = ("negative", "positive")[row % 2]
+            words = [one_of(random, GOOD if label == "positive" else BAD) for _ in range(2)]
+            things = random.sample(THINGS.split(), 2)
+            ending = f"{random.choice('abcdefgh')} {random.randint(1, 99)}"
+            writer.writerow([f"the {things[0]} was {words[0]} and the {things[1]} was {words[1]} {ending}", label])
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Path:
+    """A folder with all that a small run reads: rows to learn, rows to report on, general text, a recipe."""
+    folder = tmp_path_factory.mktemp("world")
+    write_rows(folder / "train.csv", 160, seed=0)
+    write_rows(folder / "test.csv", 48, seed=1)
+    random = Random(2)
+    sentences = [
+        f"{random.choice(('the', 'a', 'this', 'my'))} {one_of(random, THINGS)} seemed {one_of(random, f'{GOOD} {BAD}')} to "
+        f"{random.choice(('me', 'you', 'us', 'them'))} in {number}"
+        for number in range(500)
+    ]
+    (folder / "general.txt").write_text("\n".join(sentences))
+    (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder, pretrained=pretrained))
+    return folder
+
+
+RECIPE = """\
+name: small
+task:
+  name: reviews
+  text: text
+  label: label
+  train: {{path: {folder}/train.csv}}
+  test: {{path: {folder}/test.csv}}
+  max_length: 24
+teacher:
+  model: {pretrained}
+  optim: {{learning_rate: 2.0e-3, epochs: 4, batch_size: 16, checkpoint_every: 5, precision: fp32}}
+corpus:
+  sources: [{{path: {folder}/general.txt}}]
+  budget_tokens: 1500
+  k_max: 20
+student: {{architecture: bert, layers: 1, hidden_size: 32, heads: 2, embeddings: projected}}
+distill:
+  corpus: {{optim: {{learning_rate: 5.0e-3, epochs: 3, batch_size: 16, checkpoint_every: 5, precision: fp32}}}}
+  task: {{optim: {{learning_rate: 5.0e-3, epochs: 5, batch_size: 16, checkpoint_every: 5, precision: fp32}}}}
+  labels: {{optim: {{learning_rate: 5.0e-3, epochs: 5, batch_size: 16, precision: fp32}}}}
+  workers: 1
+evaluate: {{latency_rows: 4, throughput_rows: 8, repeats: 2, examples: 3}}
+seeds: [0, 1]
+"""

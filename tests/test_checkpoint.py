@@ -38,6 +38,13 @@ def build(folder: Path, inputs: dict[str, Any], text: str | None = None) -> None
         (partial / SCRATCH / "step").write_text("1")
 
 
+def stop(folder: Path, inputs: dict[str, Any], error: BaseException) -> None:
+    with building(folder, inputs) as partial:
+        (partial / "half").write_text("old")
+        (partial / SCRATCH / "checkpoint").write_text("7")
+        raise error
+
+
 def content(folder: Path) -> str:
     artifact = open_artifact(folder)
     assert artifact is not None
@@ -72,9 +79,8 @@ def test_nothing_is_seen_before_the_block_ends(tmp_path: Path) -> None:
 def test_an_error_leaves_the_old_artefact_and_the_scratch_folder(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     build(folder, OLD)
-    with pytest.raises(OSError, match="full"), building(folder, NEW) as partial:
-        (partial / SCRATCH / "checkpoint").write_text("7")
-        raise OSError(errno.ENOSPC, "disk full")
+    with pytest.raises(OSError, match="full"):
+        stop(folder, NEW, OSError(errno.ENOSPC, "disk full"))
     assert content(folder) == "old"
     with building(folder, NEW) as partial:
         assert (partial / SCRATCH / "checkpoint").read_text() == "7"
@@ -82,10 +88,8 @@ def test_an_error_leaves_the_old_artefact_and_the_scratch_folder(tmp_path: Path)
 
 def test_what_other_inputs_left_is_thrown_away(tmp_path: Path) -> None:
     folder = tmp_path / "a"
-    with pytest.raises(Crash), building(folder, OLD) as partial:
-        (partial / "half").write_text("old")
-        (partial / SCRATCH / "checkpoint").write_text("7")
-        raise Crash
+    with pytest.raises(Crash):
+        stop(folder, OLD, Crash())
     with building(folder, NEW) as partial:
         assert not (partial / "half").exists()
         assert not (partial / SCRATCH / "checkpoint").exists()
@@ -123,9 +127,7 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, count: int, before: bool) -> Calla
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 @pytest.mark.parametrize("exists", [True, False], ids=["rebuild", "first"])
-def test_a_crash_at_any_step_leaves_the_old_artefact_or_the_new(
-    tmp_path: Path, exists: bool, before: bool
-) -> None:
+def test_a_crash_at_any_step_leaves_the_old_artefact_or_the_new(tmp_path: Path, exists: bool, before: bool) -> None:
     outcomes = []
     for count in range(1, 100):
         folder = tmp_path / str(count) / "a"

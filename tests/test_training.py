@@ -1,6 +1,7 @@
 """The one loop: resumes exactly, accumulates exactly, and trains all that a lesson holds."""
 
 import math
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -125,6 +126,15 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, fail_at:
     assert [path.name for path in tmp_path.iterdir()] == [f"checkpoint-{updates}"]
 
 
+def test_a_stretch_of_the_history_survives_a_crash_in_its_middle(tmp_path: Path) -> None:
+    optim, plan = Optim(**FP32, checkpoint_every=5), Shuffled(200, 1)  # a stretch is two updates
+    history, _ = run(lesson_of(), plan, optim)
+    with pytest.raises(KeyboardInterrupt):
+        run(lesson_of(), plan, optim, tmp_path, fail_at=108)
+    again, remaining = run(lesson_of(), plan, optim, tmp_path)
+    assert (again, remaining) == (history, 95)
+
+
 def test_a_finished_training_is_put_back_without_a_step(tmp_path: Path) -> None:
     optim, plan, first = Optim(**FP32), Shuffled(4, 2), lesson_of()
     history, _ = run(first, plan, optim, tmp_path)
@@ -137,13 +147,13 @@ def test_a_checkpoint_that_was_being_written_is_not_read(tmp_path: Path, monkeyp
     optim, plan = Optim(**FP32, checkpoint_every=2), Shuffled(6, 2)
     straight = lesson_of()
     run(straight, plan, optim)
-    rename, names = Path.rename, []
+    rename, names = os.rename, []
 
     def crash(source: Any, target: Any) -> None:
         names.append(Path(target).name)
         if len(names) == 2:
             raise KeyboardInterrupt
-        rename(Path(source), target)
+        rename(source, target)
 
     with monkeypatch.context() as patch:
         patch.setattr("openbook.training.os.rename", crash)
@@ -201,8 +211,16 @@ def test_the_learning_rate_never_exceeds_its_peak(updates: int, warmup: float) -
 def test_the_loop_follows_the_schedule_and_the_history_tells_it() -> None:
     history, _ = run(lesson_of(), Shuffled(8, 2), Optim(precision="fp32", learning_rate=0.02, warmup=0.25))
     rates = [row["learning_rate"] for row in history]
-    # a row holds the rate of the update that follows it
-    assert rates == pytest.approx([0.02 * scale(update, 8, 0.25) for update in range(1, 9)])
+    assert rates == pytest.approx([0.01, 0.02, 0.02, *(0.02 * left / 6 for left in (5, 4, 3, 2, 1))])
+
+
+def test_the_rate_of_an_update_is_the_one_it_is_made_with() -> None:
+    """AdamW's first step moves every weight by the learning rate, whatever its gradient."""
+    lesson = lesson_of(Terms(gold=1), dropout=0)
+    before = weights(lesson)["student.head.bias"]
+    run(lesson, Shuffled(1, 8), Optim(precision="fp32", learning_rate=0.03, warmup=0.0, weight_decay=0))
+    moved = (weights(lesson)["student.head.bias"] - before).abs()
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.03), rtol=1e-3, atol=0)
 
 
 def test_the_history_is_the_mean_of_a_stretch() -> None:
@@ -224,7 +242,9 @@ def test_a_loss_that_is_not_finite_stops_naming_step_and_parts(tmp_path: Path) -
 
     def loss_of(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         loss, parts = lesson(batch, teacher(batch))
-        return (loss * float("nan"), {**parts, "hidden": torch.tensor(math.inf)}) if batch.ids[0] == "6" else (loss, parts)
+        return (
+            (loss * float("nan"), {**parts, "hidden": torch.tensor(math.inf)}) if batch.ids[0] == "6" else (loss, parts)
+        )
 
     with pytest.raises(FloatingPointError, match=r"nan at step 3 \(gold \d.*, embedding \d.*, hidden inf\)"):
         train(loss_of, lesson, Shuffled(9, 2), Optim(**FP32), 5, Accelerator(cpu=True), tmp_path)

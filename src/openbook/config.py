@@ -74,8 +74,8 @@ class HubSource(Settings):
     kind: Literal["hub"] = "hub"
     dataset: str = Field(description="Hub id or local folder, as for `datasets.load_dataset`")
     name: str | None = Field(None, description="the configuration, such as `sst2` of `nyu-mll/glue`")
-    split: str = "train"
-    revision: str | None = None
+    split: str = Field("train", description="the data set's own name of the split")
+    revision: str | None = Field(None, description="branch, tag or commit on the Hub")
     rows: str | None = Field(None, description="a slice of the rows in Python's form")
     text: str | None = Field(None, description="for a corpus: the column that holds the documents")
 
@@ -97,19 +97,19 @@ class PackagedModel(Settings):
     """A Hugging Face folder inside an installed pip package, which is never imported."""
 
     kind: Literal["package"] = "package"
-    package: str
-    path: str
+    package: str = Field(description="the distribution's name")
+    path: str = Field(description="the model's folder inside it, relative to site-packages")
 
 
 class Optim(Settings):
     """How one training runs. The same loop serves fine-tuning and every distillation."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-4, description="the highest, after the warm-up")
     epochs: Annotated[float, Field(ge=0)] = Field(3.0, description="passes over the examples; 0 skips this training")
     batch_size: Positive = Field(32, description="examples a batch")
     batch_tokens: Positive | None = Field(None, description="real tokens a batch at most; replaces `batch_size`")
     accumulation: Positive = Field(1, description="batches per update")
-    weight_decay: Weight = 0.01
+    weight_decay: Weight = Field(0.01, description="of matrices; biases and layer norms have none")
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="share of the updates; then linear to zero")
     clip: Annotated[float, Field(gt=0)] = Field(1.0, description="largest global gradient norm")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="`auto`: bf16 where the processor has it")
@@ -137,32 +137,32 @@ class TeacherSettings(Settings):
     """The large model, and how it is fine-tuned on the task."""
 
     model: str | PackagedModel = Field(description="a Hub id, a local folder, or `{package: NAME, path: FOLDER}`")
-    revision: str | None = None
+    revision: str | None = Field(None, description="branch, tag or commit on the Hub")
     fine_tuned: bool = Field(False, description="the model already carries a head for this very task: use it as it is")
     optim: Optim = Optim(learning_rate=1e-4, epochs=3)
     record_hidden: bool = Field(True, description="keep the hidden states a term reads on disk too, if they fit")
     record_gigabytes: Annotated[float, Field(ge=0)] = Field(
         4.0, description="above it, they come from the live teacher"
     )
-    seed: int = 0
+    seed: int = Field(0, description="of its new head, its batches and its dropout")
 
 
 class CorpusSettings(Settings):
     """The textbook: general text, and how much of it is retrieved for the task (contextualized corpus)."""
 
-    sources: tuple[Source, ...] = Field(min_length=1)
+    sources: tuple[Source, ...] = Field(min_length=1, description="general text: files, packages or Hub data sets")
     language: str = Field("en", description="language code of the sentence splitter")
-    min_words: Positive = 5
-    max_words: Positive = 128
+    min_words: Positive = Field(5, description="shorter sentences are left out")
+    max_words: Positive = Field(128, description="longer sentences are left out")
     leak_ngram: Annotated[int, Field(ge=0)] = Field(
         8, description="shortest word run shared with evaluation text; 0 = sentences"
     )
     anchor_mode: Literal["each", "concat", "first", "second"] = Field("each", description="what a pair task's query is")
-    k1: Annotated[float, Field(gt=0)] = 1.2
-    b: Annotated[float, Field(ge=0, le=1)] = 0.75
+    k1: Annotated[float, Field(gt=0)] = Field(1.2, description="BM25: how soon a repeated word stops to count")
+    b: Annotated[float, Field(ge=0, le=1)] = Field(0.75, description="BM25: how much long sentences are held back")
     k_max: Positive = Field(100, description="hits kept per anchor; the k in use is the smallest that fills the budget")
     budget_tokens: Positive = Field(500_000, description="word-pieces the corpus may hold")
-    seed: int = 0
+    seed: int = Field(0, description="of the order that breaks ties, and of all samples")
 
 
 class StudentSettings(Settings):
@@ -172,15 +172,15 @@ class StudentSettings(Settings):
         "modernbert",
         description="at this size ModernBERT's blocks learn more from the same text; `bert` can copy layers",
     )
-    layers: Positive = 3
-    hidden_size: Positive = 128
-    heads: Positive = 4
+    layers: Positive = Field(3, description="transformer blocks")
+    hidden_size: Positive = Field(128, description="width")
+    heads: Positive = Field(4, description="attention heads; they must divide the width")
     intermediate_size: Positive | None = Field(
         None, description="feed-forward width; chosen from `hidden_size` if absent"
     )
     tokenizer: str | None = Field(None, description="a Hub id or folder; the teacher's if absent")
-    max_positions: Positive | None = Field(None, description="positions it can read; the teacher's if absent")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    max_positions: Positive | None = Field(None, description="positions it can read; `task.max_length` if absent")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="while it learns, everywhere")
     init: Literal["random", "layer_copy"] = Field("random", description="`layer_copy` needs the teacher's widths")
     copy_which: Literal["last", "first"] = Field("last", description="which layer of each group `layer_copy` takes")
     embeddings: Literal["random", "projected"] = Field(
@@ -193,6 +193,11 @@ class StudentSettings(Settings):
             fits = [h for h in range(1, self.hidden_size + 1) if self.hidden_size % h == 0 and h <= 64]
             raise ValueError(
                 f"student.heads={self.heads} does not divide student.hidden_size={self.hidden_size}; these do: {fits}"
+            )
+        if self.architecture == "modernbert" and self.hidden_size // self.heads % 2:
+            raise ValueError(
+                f"student.hidden_size / student.heads = {self.hidden_size // self.heads} is odd, and rotary positions"
+                " need an even width a head; change one of them, or take architecture: bert"
             )
         return self
 
@@ -210,16 +215,18 @@ class Terms(Settings):
     attention: Weight = Field(0.0, description="squared error of raw attention scores; needs equal head counts")
     relations: Weight = Field(0.0, description="KL of q-q, k-k and v-v relations of the last layers (MiniLMv2)")
     relation_heads: Positive | None = Field(None, description="must divide both widths; chosen if absent")
-    relation_norm: Literal["token", "flat", "paddle"] = "token"
+    relation_norm: Literal["token", "flat", "paddle"] = Field(
+        "token", description="what weighs the same: each text (`token`), each token (`flat`), or as in PaddleNLP"
+    )
     neighbours: Weight = Field(0.0, description="ReAugKD's relational loss: similarities to the teacher's keys")
-    neighbours_temperature: Annotated[float, Field(gt=0)] = 0.1
+    neighbours_temperature: Annotated[float, Field(gt=0)] = Field(0.1, description="of both sides' similarities")
     layer_mapping: Literal["uniform", "top", "bottom"] | tuple[Positive, ...] = Field(
         "uniform", description="which teacher layer each student layer imitates"
     )
 
     @property
-    def reads_layers(self) -> bool:
-        """Whether a live teacher is needed: hidden states and relations are not recorded."""
+    def reads_tokens(self) -> bool:
+        """Whether a term compares both models token by token."""
         return bool(self.hidden or self.attention or self.relations)
 
 
@@ -234,17 +241,20 @@ class DistillSettings(Settings):
     """The student's lessons: first the corpus, then the task. Its rivals in the report get the same seeds."""
 
     corpus: Training = Training(
-        terms=Terms(soft_labels=1, hidden=1, embedding=1), optim=Optim(learning_rate=1e-3, epochs=3, batch_size=64)
+        terms=Terms(soft_labels=1, hidden=1, embedding=1), optim=Optim(learning_rate=2e-3, epochs=3, batch_size=128)
     )
-    task: Training = Training(terms=Terms(soft_labels=1, neighbours=1), optim=Optim(learning_rate=5e-4, epochs=10))
-    labels: Training = Training(terms=Terms(gold=1), optim=Optim(learning_rate=5e-4, epochs=10))
+    task: Training = Training(
+        terms=Terms(soft_labels=1, hidden=1, embedding=1, neighbours=1),
+        optim=Optim(learning_rate=1e-3, epochs=6, batch_size=64),
+    )
+    labels: Training = Training(terms=Terms(gold=1), optim=Optim(learning_rate=1e-3, epochs=10, batch_size=64))
     workers: Positive | None = Field(None, description="students taught at once; one a core if absent, one on a GPU")
 
 
 class ProjectionSettings(Settings):
     """The linear map from teacher embeddings to keys of the student's width (ReAugKD, supervised contrastive)."""
 
-    temperature: Annotated[float, Field(gt=0)] = 0.07
+    temperature: Annotated[float, Field(gt=0)] = Field(0.07, description="of the contrastive loss")
     optim: Optim = Optim(learning_rate=1e-3, epochs=5, batch_size=256, precision="fp32")
 
 
@@ -253,7 +263,6 @@ class KnowledgeBaseSettings(Settings):
 
     projection: ProjectionSettings = ProjectionSettings()
     value_temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="softens the stored teacher labels")
-    one_standard_error: bool = Field(True, description="open the book only if it gains more than its standard error")
 
 
 class EvaluateSettings(Settings):

@@ -27,18 +27,19 @@ class Answers:
 def answers_of(model: Encoder, texts: Tokenised) -> Answers:
     """Logits and pooled vectors in evaluation mode, in fp32."""
     model.eval().listen()
+    device = next(model.parameters()).device
     rows = {name: row for row, name in enumerate(texts.ids.to_pylist())}
     logits: NDArray[np.float32] | None = None
     embedding: NDArray[np.float32] | None = None
     with torch.inference_mode():
         for batch in ordered(texts, BATCH_TOKENS):
-            said = model(batch)
+            said = model(batch.to(device))
             if logits is None or embedding is None:
                 logits = np.empty((len(rows), said.logits.shape[1]), np.float32)
                 embedding = np.empty((len(rows), said.embedding.shape[1]), np.float32)
             here = [rows[name] for name in batch.ids]
-            logits[here] = said.logits.float().numpy()
-            embedding[here] = said.embedding.float().numpy()
+            logits[here] = said.logits.float().cpu().numpy()
+            embedding[here] = said.embedding.float().cpu().numpy()
     assert logits is not None
     assert embedding is not None
     return Answers(logits, embedding, np.empty(0) if texts.labels is None else texts.labels)

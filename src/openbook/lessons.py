@@ -9,17 +9,19 @@ from typing import Any, Literal
 
 import pyarrow.parquet as pq
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig
 
+from openbook.checkpoint import fingerprint, open_artifact
 from openbook.config import Terms, Training, UsageError
 from openbook.distillation.mapping import layer_map
 from openbook.distillation.objective import Objective, Widths
 from openbook.distillation.teachers import FirstThatKnows, LiveTeacher, RecordedTeacher, silent
 from openbook.models.encoder import load_finished
 from openbook.types import Example, Passage, Teacher
-from openbook.workspace import Run
+from openbook.workspace import Run, tokenizer_digest
 
 Texts = Literal["task", "corpus"]
 
@@ -127,6 +129,15 @@ def key_projection(run: Run) -> tuple[Tensor, Tensor]:
     return weights["weight"], weights["bias"]
 
 
+def key_space(run: Run) -> str:
+    """Digest of all that decides where a text's key lies: teacher, projection, tokenizer, length."""
+    artifact = open_artifact(run.folder / "teacher_outputs")
+    assert artifact is not None
+    return fingerprint(
+        [artifact.manifest["fingerprint"], tokenizer_digest(run.teacher_tokenizer), run.recipe.task.max_length]
+    )
+
+
 def teacher_for(run: Run, training: Training) -> Teacher:
     """The recording where it holds all that the terms read; else the live model."""
     terms = training.terms
@@ -135,9 +146,8 @@ def teacher_for(run: Run, training: Training) -> Teacher:
     objective = objective_for(run, terms, key_projection(run) if terms.neighbours else None)
     recordings = [RecordedTeacher(run.folder / "teacher_outputs" / texts) for texts in ("task", "corpus")]
     if objective.teacher_layers or (objective.reads_hidden and not recordings[0].hidden):
-        return LiveTeacher(
-            load_finished(str(run.folder / "teacher")).listen(objective.reads_hidden, objective.teacher_layers)
-        )
+        model = load_finished(str(run.folder / "teacher")).listen(objective.reads_hidden, objective.teacher_layers)
+        return LiveTeacher(model, Accelerator().device)
     return FirstThatKnows(recordings)
 
 
@@ -176,7 +186,7 @@ def check_lessons(run: Run) -> None:
             )
         if terms.gold and name == "corpus":
             raise UsageError(f"distill.corpus.terms.gold={terms.gold}: the corpus has no gold labels; set it to 0")
-        if terms.reads_layers and not run.shares_tokenizer:
+        if terms.reads_tokens and not run.shares_tokenizer:
             raise UsageError(
                 f"distill.{name}.terms: hidden, attention and relations compare token by token, but student.tokenizer"
                 f"={run.recipe.student.tokenizer!r} differs from the teacher's; remove student.tokenizer or these terms"

@@ -7,6 +7,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from openbook.stages import (
     write_report,
 )
 from openbook.workspace import Run
+
+DISK_FULL = (os.strerror(errno.ENOSPC), " requested and ")  # safetensors and Arrow quote the system, numpy does not
 
 
 class RunError(RuntimeError):
@@ -154,8 +157,13 @@ def perform(run: Run, step: Step) -> None:
             step.stage.build(run, partial)
     except FloatingPointError as error:
         raise RunError(f"{name}: {error}") from error
+    except BrokenProcessPool as error:
+        raise RunError(
+            f"{name}: a worker process was killed, most likely for want of memory; set distill.workers to fewer and run"
+            " the same command: it goes on where it stopped"
+        ) from error
     except Exception as error:
-        if os.strerror(errno.ENOSPC) not in str(error):  # safetensors and Arrow say so in errors of their own
+        if not any(words in str(error) for words in DISK_FULL):
             raise
         raise RunError(
             f"the disk is full in {run.folder}; free some space and run the same command: finished stages are kept"

@@ -48,7 +48,8 @@ class OpenBook:
         self.kind = "regression" if config.problem_type == "regression" else "classification"
         self.labels = None if self.kind == "regression" else tuple(config.id2label[i] for i in range(config.num_labels))
         if base is not None:
-            store.check_fits(base, base.manifest["key_space"], self.labels)
+            known = getattr(config, "key_space", base.manifest["key_space"])  # absent: a student openbook did not teach
+            store.check_fits(base, known, self.labels)
         self.retrieval: Mapping[str, Any] = {"beta": 1.0} if base is None else base.manifest["retrieval"]
 
     @classmethod

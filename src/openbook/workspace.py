@@ -64,12 +64,17 @@ class Run:
     def tokenizer(self) -> Any:
         """The student's: the teacher's, unless the recipe names another."""
         if self.recipe.student.tokenizer is not None:
-            return load_tokenizer(self.recipe.student.tokenizer)
+            return self.cutting(load_tokenizer(self.recipe.student.tokenizer))
         return self.teacher_tokenizer
 
     @cached_property
     def teacher_tokenizer(self) -> Any:
-        return load_tokenizer(self.teacher_location, self.recipe.teacher.revision)
+        return self.cutting(load_tokenizer(self.teacher_location, self.recipe.teacher.revision))
+
+    def cutting(self, tokenizer: Any) -> Any:
+        """The tokenizer that is saved beside a model cuts texts where this run did, whoever uses it."""
+        tokenizer.model_max_length = self.recipe.task.max_length
+        return tokenizer
 
     @cached_property
     def shares_tokenizer(self) -> bool:

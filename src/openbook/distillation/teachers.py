@@ -22,14 +22,14 @@ FLUSH_EVERY = 50  # batches between two marks to resume a recording from
 
 
 class LiveTeacher:
-    """A model that answers on the spot: in evaluation mode, without gradient."""
+    """A model that answers on the spot: in evaluation mode, without gradient, on the device it is given."""
 
-    def __init__(self, model: nn.Module):
-        self.model = model.eval().requires_grad_(False)
+    def __init__(self, model: nn.Module, device: torch.device | str = "cpu"):
+        self.model, self.device = model.eval().requires_grad_(False).to(device), device
 
     def __call__(self, batch: Batch) -> Outputs:
         with torch.inference_mode():
-            answers: Outputs = self.model(batch)
+            answers: Outputs = self.model(batch.to(self.device))
         return answers
 
 
@@ -82,8 +82,9 @@ def create(folder: Path, answers: Outputs, rows: int, tokens: int, layers: Itera
     }
     for layer in layers:
         shapes[f"hidden-{layer}"] = ((tokens, answers.hidden[layer].shape[2]), np.float16)
-    arrays = {name: open_memmap(folder / f"{name}.npy", "w+", kind, shape) for name, (shape, kind) in shapes.items()}
-    for name in arrays:
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, (shape, kind) in shapes.items():
+        arrays[name] = open_memmap(folder / f"{name}.npy", "w+", kind, shape)
         reserve(folder / f"{name}.npy")
     return arrays
 

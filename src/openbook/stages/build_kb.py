@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openbook.checkpoint import fingerprint, open_artifact, read_json, write_json
+from openbook.checkpoint import read_json, write_json
 from openbook.distillation.teachers import RecordedTeacher
 from openbook.inference import answers_of, outputs_of, probabilities_of
 from openbook.knowledge_base import store
 from openbook.knowledge_base.search import normalise, search
 from openbook.knowledge_base.tuning import TOP_K, Tuned, check_disjoint, tune
-from openbook.lessons import CORPUS, key_projection
+from openbook.lessons import CORPUS, key_projection, key_space
 from openbook.metrics import METRICS
 from openbook.models.encoder import load_finished
 from openbook.types import Example, KnowledgeBase
-from openbook.workspace import Run, tokenizer_digest
+from openbook.workspace import Run
 
 
 def inputs(run: Run) -> dict[str, Any]:
@@ -62,15 +62,6 @@ def filled(run: Run) -> KnowledgeBase:
 
 def joined(example: Example) -> str:
     return example.text if example.text_pair is None else f"{example.text}\t{example.text_pair}"
-
-
-def key_space(run: Run) -> str:
-    """Digest of all that decides where a text's key lies: teacher, projection, tokenizer, length."""
-    artifact = open_artifact(run.folder / "teacher_outputs")
-    assert artifact is not None
-    return fingerprint(
-        [artifact.manifest["fingerprint"], tokenizer_digest(run.teacher_tokenizer), run.recipe.task.max_length]
-    )
 
 
 def tuned_for(run: Run, base: KnowledgeBase, seed: int) -> Tuned:

@@ -23,6 +23,7 @@ from openbook.lessons import (
     corpus_examples,
     courses,
     key_projection,
+    key_space,
     needs_teacher,
     objective_for,
     teacher_for,
@@ -40,8 +41,10 @@ EXTRAS = ("history.json", "scores.json", "artifact.json")  # ours, beside the st
 
 def inputs(run: Run) -> dict[str, Any]:
     """Of the student that ships; every student trained on the way has its own (see `student_inputs`)."""
+    recipe = run.recipe.model_dump(mode="json", include={"student", "distill", "seeds"})
+    recipe["distill"].pop("workers")
     return {
-        "recipe": run.recipe.model_dump(mode="json", include={"student", "distill", "seeds"}),
+        "recipe": recipe,
         "task": run.task_digest,
     }
 
@@ -53,6 +56,7 @@ def build(run: Run, folder: Path) -> None:
         for student in STUDENTS
         if not is_fresh(folder_of(run, student, seed), student_inputs(run, student, seed))
     ]
+    run.tokens("holdout", run.task.holdout, run.tokenizer)  # here, or several workers would write it at once
     if jobs:
         updates = sum(updates_of(run, student) for _, _, student, _ in jobs)
         run_jobs(teach, jobs, workers_for(run), "teaching students", updates)
@@ -120,6 +124,8 @@ def teach(recipe: Recipe, run_folder: Path, student: str, seed: int, progress: C
             history += [{"stage": course.name, **row} for row in told]
             before += len(plan)
         heard = answers_of(model, run.tokens("holdout", run.task.holdout, run.tokenizer))
+        if any(needs_teacher(course.training.terms) for course in courses(run, student)):
+            model.model.config.key_space = key_space(run)  # where this student's embeddings were taught to lie
         model.save(partial, run.tokenizer)
         write_json(partial / "history.json", history)
         held_out = score(run.task.metric, outputs_of(heard, run.task.kind), heard.labels)

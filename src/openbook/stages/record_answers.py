@@ -38,7 +38,7 @@ def inputs(run: Run) -> dict[str, Any]:
 def build(run: Run, folder: Path) -> None:
     teacher = load_finished(str(run.folder / "teacher"))
     layers = recorded_layers(run)
-    live = LiveTeacher(teacher.listen(hidden=bool(layers)))
+    live = LiveTeacher(teacher.listen(hidden=bool(layers)), Accelerator().device)
     texts = {"task": run.task.train, "corpus": corpus_examples(run)}
     for name, examples in texts.items():
         tokenised = run.tokens(f"{name}-for-teacher", examples, run.teacher_tokenizer)

@@ -16,7 +16,7 @@ from openbook.recipe import dump_recipe
 from openbook.report import Report, html, markdown, model_card
 from openbook.workspace import Run
 
-VERSIONED = ("openbook", "torch", "transformers", "accelerate", "bm25s", "numpy")
+VERSIONED = ("openbook", "torch", "transformers", "accelerate", "numpy")
 TIMED = ("teacher", "corpus", "teacher_outputs", "student", "knowledge_base", "evaluation")
 
 
