@@ -129,8 +129,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Path:
     write_rows(folder / "test.csv", 48, seed=1)
     random = Random(2)
     sentences = [
-        f"{random.choice(('the', 'a', 'this', 'my'))} {one_of(random, THINGS)} seemed {one_of(random, f'{GOOD} {BAD}')} to "
-        f"{random.choice(('me', 'you', 'us', 'them'))} in {number}"
+        f"{one_of(random, 'the a this my')} {one_of(random, THINGS)} seemed {one_of(random, f'{GOOD} {BAD}')} "
+        f"to {one_of(random, 'me you us them')} in {number}"
         for number in range(500)
     ]
     (folder / "general.txt").write_text("\n".join(sentences))

@@ -28,8 +28,8 @@ PAIRS = [("the film was great", "it was good"), ("dull", "a meal"), ("song", "th
 def student(tokenizer: Any) -> Encoder:
     settings = StudentSettings(architecture="bert", layers=2, hidden_size=16, heads=2)
     student = new_student(settings, Head(LABELS), tokenizer, len(tokenizer), positions=24, seed=4)
-    for weight in student.parameters():
-        nn.init.normal_(weight, std=0.5, generator=torch.Generator().manual_seed(weight.numel()))
+    for place, weight in enumerate(student.parameters()):
+        nn.init.normal_(weight, std=0.5, generator=torch.Generator().manual_seed(place))
     student.model.config.key_space = "space"
     return student
 
@@ -72,6 +72,8 @@ def test_pairs_come_as_tuples_or_lists_of_two(book: OpenBook) -> None:
     np.testing.assert_allclose(book.predict_proba(PAIRS[0]), answers[0], atol=1e-5)
     assert isinstance(book.predict(PAIRS[0]), str)
     assert book.predict_proba(list(PAIRS[0])).shape == (2, 3)  # a list of two strings is two texts
+    same_first = book.predict_proba([(PAIRS[0][0], second) for _, second in PAIRS])
+    assert np.abs(same_first[1:] - same_first[0]).max(axis=1).min() > 1e-3  # the second text is read
     swapped = book.predict_proba([pair[::-1] for pair in PAIRS])
     assert np.abs(swapped - answers).max() > 1e-3
 

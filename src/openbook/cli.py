@@ -169,7 +169,7 @@ def predictions(book: Any, rows: list[Any], explain: bool) -> list[dict[str, Any
 def show_prediction(line: str, record: dict[str, Any]) -> None:
     chance = "" if record["probability"] is None else f"{record['probability']:.2f}"
     answer = record["prediction"]
-    console.print(f"{answer if isinstance(answer, str) else round(answer, 3)}\t{chance}\t{line}", markup=False)
+    typer.echo(f"{answer if isinstance(answer, str) else round(answer, 3)}\t{chance}\t{line}")
     for neighbour in record.get("neighbours", ()):
         console.print(
             f"    {neighbour['weight']:.2f}  similarity {neighbour['similarity']:.2f}  {neighbour['text']}",

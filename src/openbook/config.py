@@ -161,7 +161,7 @@ class CorpusSettings(Settings):
     k1: Annotated[float, Field(gt=0)] = Field(1.2, description="BM25: how soon a repeated word stops to count")
     b: Annotated[float, Field(ge=0, le=1)] = Field(0.75, description="BM25: how much long sentences are held back")
     k_max: Positive = Field(100, description="hits kept per anchor; the k in use is the smallest that fills the budget")
-    budget_tokens: Positive = Field(500_000, description="word-pieces the corpus may hold")
+    budget_tokens: Positive = Field(400_000, description="word-pieces the corpus may hold")
     seed: int = Field(0, description="of the order that breaks ties, and of all samples")
 
 
@@ -183,8 +183,10 @@ class StudentSettings(Settings):
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="while it learns, everywhere")
     init: Literal["random", "layer_copy"] = Field("random", description="`layer_copy` needs the teacher's widths")
     copy_which: Literal["last", "first"] = Field("last", description="which layer of each group `layer_copy` takes")
-    embeddings: Literal["random", "projected"] = Field(
-        "projected", description="`projected`: the teacher's, by principal components"
+    embeddings: Literal["random", "projected", "distilled"] = Field(
+        "distilled",
+        description="`projected`: the teacher's word embeddings, by principal components; `distilled`: its answers to"
+        " every word alone, likewise (as in model2vec)",
     )
 
     @model_validator(mode="after")
@@ -241,13 +243,13 @@ class DistillSettings(Settings):
     """The student's lessons: first the corpus, then the task. Its rivals in the report get the same seeds."""
 
     corpus: Training = Training(
-        terms=Terms(soft_labels=1, hidden=1, embedding=1), optim=Optim(learning_rate=2e-3, epochs=3, batch_size=128)
+        terms=Terms(soft_labels=1, hidden=1, embedding=1), optim=Optim(learning_rate=2e-3, epochs=2, batch_size=128)
     )
     task: Training = Training(
         terms=Terms(soft_labels=1, hidden=1, embedding=1, neighbours=1),
-        optim=Optim(learning_rate=1e-3, epochs=6, batch_size=64),
+        optim=Optim(learning_rate=1e-3, epochs=4, batch_size=64),
     )
-    labels: Training = Training(terms=Terms(gold=1), optim=Optim(learning_rate=1e-3, epochs=10, batch_size=64))
+    labels: Training = Training(terms=Terms(gold=1), optim=Optim(learning_rate=1e-3, epochs=6, batch_size=64))
     workers: Positive | None = Field(None, description="students taught at once; one a core if absent, one on a GPU")
 
 

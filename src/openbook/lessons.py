@@ -12,14 +12,14 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig
 
 from openbook.checkpoint import fingerprint, open_artifact
 from openbook.config import Terms, Training, UsageError
-from openbook.distillation.mapping import layer_map
+from openbook.distillation.mapping import copied_layers, layer_map
 from openbook.distillation.objective import Objective, Widths
 from openbook.distillation.teachers import FirstThatKnows, LiveTeacher, RecordedTeacher, silent
-from openbook.models.encoder import load_finished
+from openbook.models.encoder import Encoder, load_finished
+from openbook.models.student import compare_widths, new_student, refuse_widening
 from openbook.types import Example, Passage, Teacher
 from openbook.workspace import Run, tokenizer_digest
 
@@ -80,17 +80,18 @@ def widths_of(config: Any) -> Widths:
 
 
 def teacher_widths(run: Run) -> Widths:
-    return widths_of(AutoConfig.from_pretrained(run.teacher_location, revision=run.recipe.teacher.revision))
-
-
-def teacher_vocabulary(run: Run) -> int:
-    """Rows of the teacher's word embeddings, which may be more than its tokenizer has words."""
-    return int(AutoConfig.from_pretrained(run.teacher_location, revision=run.recipe.teacher.revision).vocab_size)
+    return widths_of(run.teacher_config)
 
 
 def student_widths(run: Run) -> Widths:
     student = run.recipe.student
     return Widths(student.hidden_size, student.layers, student.heads, student.hidden_size)
+
+
+def blank_student(run: Run, seed: int) -> Encoder:
+    """The student's shape with random weights. A teacher's word embeddings may have more rows than there are words."""
+    vocabulary = run.teacher_config.vocab_size if run.shares_tokenizer else len(run.tokenizer)
+    return new_student(run.recipe.student, run.head, run.tokenizer, vocabulary, run.recipe.task.max_length, seed)
 
 
 def trainings(run: Run) -> dict[str, Training]:
@@ -191,8 +192,22 @@ def check_lessons(run: Run) -> None:
                 f"distill.{name}.terms: hidden, attention and relations compare token by token, but student.tokenizer"
                 f"={run.recipe.student.tokenizer!r} differs from the teacher's; remove student.tokenizer or these terms"
             )
-    if run.recipe.student.embeddings == "projected" and not run.shares_tokenizer:
+    check_start(run)
+
+
+def check_start(run: Run) -> None:
+    """What the student would start from fits its shape."""
+    student = run.recipe.student
+    copies, projects = student.init == "layer_copy", student.embeddings != "random"
+    if (copies or projects) and not run.shares_tokenizer:
+        key = "init=layer_copy" if copies else f"embeddings={student.embeddings}"
         raise UsageError(
-            f"student.embeddings=projected needs the teacher's vocabulary, but student.tokenizer="
-            f"{run.recipe.student.tokenizer!r} differs; use embeddings: random, or remove student.tokenizer"
+            f"student.{key} needs the teacher's vocabulary, but student.tokenizer={student.tokenizer!r} differs;"
+            " use init: random with embeddings: random, or remove student.tokenizer"
         )
+    if copies:
+        copied_layers(teacher_widths(run).layers, student.layers, student.copy_which)
+        with torch.device("meta"):
+            compare_widths(blank_student(run, seed=0).model.config, run.teacher_config)
+    elif projects:
+        refuse_widening(student.hidden_size, teacher_widths(run).hidden)

@@ -57,7 +57,8 @@ def console_table(report: Report) -> Table:
     columns = comparison(report)
     table = Table(title=Text(title(report)))
     for header in columns:
-        table.add_column(Text(header), justify="left" if header == "model" else "right")
+        is_name = header == "model"
+        table.add_column(Text(header), justify="left" if is_name else "right", no_wrap=is_name)
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*map(Text, cells))
     return table

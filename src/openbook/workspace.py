@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers import AutoConfig
 
 from openbook.checkpoint import building, digest_folder, fingerprint, is_fresh
 from openbook.config import Recipe, UsageError
@@ -50,7 +51,21 @@ class Run:
 
     @cached_property
     def teacher_location(self) -> str:
-        return locate_model(self.recipe.teacher.model)
+        try:
+            return locate_model(self.recipe.teacher.model)
+        except UsageError as error:
+            raise UsageError(f"teacher.{error}") from None
+
+    @cached_property
+    def teacher_config(self) -> Any:
+        """The teacher's shape; its weights stay unread."""
+        try:
+            return AutoConfig.from_pretrained(self.teacher_location, revision=self.recipe.teacher.revision)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"teacher.model={self.teacher_location!r} has no configuration that transformers can read here"
+                f" ({str(error).splitlines()[0]}); name a model folder, or a Hub id that this machine has or can fetch"
+            ) from error
 
     @cached_property
     def teacher_digest(self) -> str:

@@ -44,9 +44,9 @@ def encoder_of(family: str, dropout: bool = False) -> Encoder:
     torch.manual_seed(3)
     config = CONFIGS[family].from_dict({**CONFIGS[family].to_dict(), "id2label": dict(enumerate(LABELS))})
     encoder = Encoder(AutoModelForSequenceClassification.from_config(config, dtype=torch.float32))
-    for name, weight in encoder.named_parameters():  # fresh biases and heads are zero, which would hide mistakes
-        if "norm" not in name.lower():
-            nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(len(name)))
+    for place, (name, weight) in enumerate(encoder.named_parameters()):
+        if "norm" not in name.lower():  # fresh biases are zero, which would hide mistakes
+            nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(place))
     return encoder.train(dropout)
 
 

@@ -28,7 +28,7 @@ class LiveTeacher:
         self.model, self.device = model.eval().requires_grad_(False).to(device), device
 
     def __call__(self, batch: Batch) -> Outputs:
-        with torch.inference_mode():
+        with torch.no_grad():
             answers: Outputs = self.model(batch.to(self.device))
         return answers
 

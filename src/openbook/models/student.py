@@ -69,17 +69,21 @@ def principal_components(words: Tensor, width: int) -> Tensor:
 
     The axes' signs are fixed (largest entry positive), so that equal weights give equal students on every machine.
     """
-    if width > words.shape[1]:
-        raise UsageError(
-            f"student.embeddings=projected cannot widen: student.hidden_size={width} is above the teacher's"
-            f" {words.shape[1]}; use embeddings: random, or a narrower student"
-        )
+    refuse_widening(width, words.shape[1])
     centred = (words - words.mean(0)).double()
     values, axes = torch.linalg.eigh(centred.T @ centred)
     axes = axes[:, values.argsort(descending=True)[:width]]
     axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
     projected: Tensor = (centred @ axes).to(words.dtype)
     return projected
+
+
+def refuse_widening(width: int, teacher: int) -> None:
+    if width > teacher:
+        raise UsageError(
+            f"student.embeddings takes the teacher's, but student.hidden_size={width} is above the teacher's"
+            f" {teacher}; use embeddings: random, or a narrower student"
+        )
 
 
 def start_from_word_embeddings(student: Encoder, teacher: Encoder) -> None:
@@ -89,9 +93,20 @@ def start_from_word_embeddings(student: Encoder, teacher: Encoder) -> None:
         target.copy_(principal_components(taught.detach(), target.shape[1]))
 
 
+def start_from_word_answers(student: Encoder, teacher: Encoder, answers: Tensor) -> None:
+    """Give the student what the teacher made of every word alone (V, d), projected to its width.
+
+    The result has the spread of the teacher's own word embeddings: its answers vary ten times as much.
+    """
+    target = student.words().weight
+    components = principal_components(answers, target.shape[1])
+    with torch.no_grad():
+        target.copy_(components * (teacher.words().weight.std() / components.std()))
+
+
 def start_from_layers(student: Encoder, teacher: Encoder, layers: tuple[int, ...]) -> None:
     """Copy embeddings, head and the given blocks (from 1). Raises UsageError unless all widths are equal."""
-    compare_widths(student, teacher)
+    compare_widths(student.model.config, teacher.model.config)
     for block, layer in zip(student.blocks(), layers, strict=True):
         block.load_state_dict(teacher.blocks()[layer - 1].state_dict())
     outside = {
@@ -102,9 +117,10 @@ def start_from_layers(student: Encoder, teacher: Encoder, layers: tuple[int, ...
     student.model.load_state_dict(outside, strict=False)
 
 
-def compare_widths(student: Encoder, teacher: Encoder) -> None:
+def compare_widths(student: Any, teacher: Any) -> None:
+    """Of two configurations."""
     for name in ("model_type", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size"):
-        wanted, given = getattr(teacher.model.config, name), getattr(student.model.config, name)
+        wanted, given = getattr(teacher, name), getattr(student, name)
         if wanted != given:
             raise UsageError(
                 f"student.init=layer_copy copies whole layers, but {name} is {given!r} in the student and {wanted!r} in"
@@ -113,7 +129,13 @@ def compare_widths(student: Encoder, teacher: Encoder) -> None:
 
 
 def load_tokenizer(location: str, revision: str | None = None) -> AutoTokenizer:
-    tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{location} has no tokenizer that transformers can read here ({str(error).splitlines()[0]});"
+            " name a folder with a tokenizer.json, or a Hub id that this machine has or can fetch"
+        ) from error
     if not tokenizer.is_fast:
         raise UsageError(f"{location} has no fast tokenizer (tokenizer.json); convert it with transformers first")
     return tokenizer

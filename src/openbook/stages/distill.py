@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from openbook.checkpoint import SCRATCH, building, is_fresh, open_artifact, read_json, write_json
 from openbook.config import Recipe
 from openbook.data.batches import BatchPlan
-from openbook.distillation.mapping import copied_layers
 from openbook.inference import answers_of, outputs_of
 from openbook.lessons import (
     CORPUS,
@@ -27,12 +27,11 @@ from openbook.lessons import (
     needs_teacher,
     objective_for,
     teacher_for,
-    teacher_vocabulary,
 )
 from openbook.metrics import score
-from openbook.models.encoder import Encoder, load_finished
-from openbook.models.student import new_student, start_from_layers, start_from_word_embeddings
+from openbook.models.encoder import Encoder
 from openbook.parallel import run_jobs
+from openbook.starts import fresh_student, record_word_answers
 from openbook.training import Lesson, train
 from openbook.workspace import Run, tokenizer_digest
 
@@ -58,6 +57,7 @@ def build(run: Run, folder: Path) -> None:
     ]
     run.tokens("holdout", run.task.holdout, run.tokenizer)  # here, or several workers would write it at once
     if jobs:
+        record_word_answers(run)
         updates = sum(updates_of(run, student) for _, _, student, _ in jobs)
         run_jobs(teach, jobs, workers_for(run), "teaching students", updates)
     scores = {seed: read_json(folder_of(run, CORPUS, seed) / "scores.json")["holdout"] for seed in run.recipe.seeds}
@@ -116,11 +116,11 @@ def teach(recipe: Recipe, run_folder: Path, student: str, seed: int, progress: C
     folder = folder_of(run, student, seed)
     with building(folder, student_inputs(run, student, seed)) as partial:
         model, history, before = fresh_student(run, seed), [], 0
+        projections: dict[str, Tensor] = {}
         for course in courses(run, student):
             plan = plan_of(run, course, seed)
-            told = follow(
-                run, course, plan, model, seed, partial / SCRATCH / course.name, counting_from(before, progress)
-            )
+            scratch, heard_so_far = partial / SCRATCH / course.name, counting_from(before, progress)
+            told, projections = follow(run, course, plan, model, projections, seed, scratch, heard_so_far)
             history += [{"stage": course.name, **row} for row in told]
             before += len(plan)
         heard = answers_of(model, run.tokens("holdout", run.task.holdout, run.tokenizer))
@@ -136,37 +136,31 @@ def counting_from(before: int, progress: Callable[[int], None]) -> Callable[[int
     return lambda done: progress(before + done)
 
 
-def fresh_student(run: Run, seed: int) -> Encoder:
-    """The start that every student of a seed shares."""
-    settings, tokenizer = run.recipe.student, run.tokenizer
-    vocabulary = teacher_vocabulary(run) if run.shares_tokenizer else len(tokenizer)
-    student = new_student(settings, run.head, tokenizer, vocabulary, run.recipe.task.max_length, seed)
-    if settings.init == "layer_copy":
-        teacher = load_finished(str(run.folder / "teacher"))
-        start_from_layers(student, teacher, copied_layers(teacher.layers, student.layers, settings.copy_which))
-    elif settings.embeddings == "projected":
-        start_from_word_embeddings(student, load_finished(str(run.folder / "teacher")))
-    return student
-
-
 def follow(
     run: Run,
     course: Course,
     plan: BatchPlan,
     student: Encoder,
+    projections: dict[str, Tensor],
     seed: int,
-    scratch: Path,
+    scratch: Path | None,
     progress: Callable[[int], None],
-) -> list[dict[str, float]]:
-    """One course of one student: the terms of its objective, the teacher they hear, the loop."""
+) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+    """One course of one student: the terms of its objective, the teacher they hear, the loop.
+
+    The projections that the last course learned go into this one, and on to the next: a fresh one would first pull
+    the student out of shape.
+    """
     terms = course.training.terms
     accelerator = Accelerator()
-    torch.manual_seed(seed)  # the objective's projections
+    torch.manual_seed(seed)  # projections that no earlier course learned
     objective = objective_for(run, terms, key_projection(run) if terms.neighbours else None)
+    objective.projections.load_state_dict(projections, strict=False)
     student.listen(objective.reads_hidden, objective.student_layers)
     teacher = teacher_for(run, course.training)
     lesson = accelerator.prepare(Lesson(student, objective))
-    return train(
+    history = train(
         lambda batch: lesson(batch, teacher(batch)),
         lesson, plan, course.training.optim, seed, accelerator, scratch, progress,
     )  # fmt: skip
+    return history, objective.projections.state_dict()

@@ -30,7 +30,13 @@ def inputs(run: Run) -> dict[str, Any]:
 
 
 def check(run: Run) -> None:
-    """A teacher that brings its own head must know this task's labels, by name and in this order."""
+    """The teacher can read the texts; if it brings its own head, it knows the labels by name and in this order."""
+    positions = getattr(run.teacher_config, "max_position_embeddings", None)
+    if positions is not None and run.recipe.task.max_length > positions:
+        raise UsageError(
+            f"task.max_length={run.recipe.task.max_length} is more than the teacher reads, {positions} word-pieces;"
+            " lower task.max_length, or choose another teacher.model"
+        )
     if not run.recipe.teacher.fine_tuned or run.task.labels is None:
         return
     known = label_names(run.teacher_location, run.recipe.teacher.revision)
