@@ -1,5 +1,5 @@
 # One word each. Every target sets up what it needs in .venv, so a fresh copy has to run nothing by hand.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 export HF_HUB_OFFLINE = 1

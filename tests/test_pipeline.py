@@ -341,6 +341,7 @@ class Nursery:
 
     def __init__(self, folder: Path) -> None:
         (folder / "nursery.py").write_text(NURSERY)
+        self.workers: list[int] = []
         self.process = subprocess.Popen(
             [sys.executable, str(folder / "nursery.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -363,6 +364,9 @@ class Nursery:
 def nursery(tmp_path: Path) -> Iterator[Nursery]:
     nursery = Nursery(tmp_path)
     yield nursery
+    for worker in nursery.workers:
+        if not is_gone(worker):
+            os.kill(worker, signal.SIGKILL)
     nursery.process.kill()
     nursery.process.communicate()
 
@@ -406,8 +410,8 @@ def test_a_run_that_is_killed_in_every_stage_ends_as_one_that_was_not(
 
     def killed_when(pattern: str) -> None:
         run = nursery.start(recipe, str(folder), "")
-        wait_for(lambda: any(folder.glob(pattern)))
-        workers = children(run)
+        wait_for(lambda: any(folder.glob(pattern)) or is_gone(run))
+        nursery.workers += (workers := children(run))
         os.kill(run, signal.SIGKILL)
         assert nursery.status() == -signal.SIGKILL
         assert bool(workers) == ("students" in pattern)

@@ -73,7 +73,7 @@ def test_pairs_come_as_tuples_or_lists_of_two(book: OpenBook) -> None:
     assert isinstance(book.predict(PAIRS[0]), str)
     assert book.predict_proba(list(PAIRS[0])).shape == (2, 3)  # a list of two strings is two texts
     same_first = book.predict_proba([(PAIRS[0][0], second) for _, second in PAIRS])
-    assert np.abs(same_first[1:] - same_first[0]).max(axis=1).min() > 1e-3  # the second text is read
+    assert np.abs(same_first[1:] - same_first[0]).max(axis=1).min() > 1e-4  # the second text is read
     swapped = book.predict_proba([pair[::-1] for pair in PAIRS])
     assert np.abs(swapped - answers).max() > 1e-3
 

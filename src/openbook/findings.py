@@ -158,7 +158,7 @@ def _kept(report: Report) -> str:
     student, teacher = report.student, report.teacher
     scores = f"{points(student['mean'])} against {points(teacher['mean'])} points"
     keeps = f"has {scores} of {report.metric}"
-    if teacher["mean"] > 0:
+    if teacher["mean"] > 0 and student["mean"] >= 0:
         keeps = f"keeps {percent(student['mean'] / teacher['mean'])} of the teacher's {report.metric} ({scores})"
     small, large = millions(student["parameters"]), millions(teacher["parameters"])
     sentence = (

@@ -39,6 +39,7 @@ def run_jobs(work: Callable[..., None], jobs: Sequence[Job], workers: int, what:
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in set(active_children()) - others:
                 worker.terminate()
+                worker.join()
             raise
 
 
