@@ -155,7 +155,7 @@ TABLE: dict[str, tuple[list[str], list[str]]] = {
     ),
     "wider words": (
         ["student.hidden_size=64"],
-        ["student.embeddings=projected cannot widen: student.hidden_size=64 is above the teacher's 32"],
+        ["student.embeddings takes the teacher's, but student.hidden_size=64 is above the teacher's 32"],
     ),
     "copied widths": (
         [COPY, "student.hidden_size=16", "student.heads=4", "student.embeddings=random"],

@@ -243,7 +243,7 @@ class DistillSettings(Settings):
     """The student's lessons: first the corpus, then the task. Its rivals in the report get the same seeds."""
 
     corpus: Training = Training(
-        terms=Terms(soft_labels=1, hidden=1, embedding=1), optim=Optim(learning_rate=2e-3, epochs=2, batch_size=128)
+        terms=Terms(soft_labels=1, hidden=1, embedding=1), optim=Optim(learning_rate=3e-3, epochs=2, batch_size=128)
     )
     task: Training = Training(
         terms=Terms(soft_labels=1, hidden=1, embedding=1, neighbours=1),
