@@ -271,7 +271,7 @@ class EvaluateSettings(Settings):
     """How the models are timed. Scores need no settings: the whole test split, every seed."""
 
     latency_rows: Positive = Field(100, description="single texts timed, the models in turn")
-    throughput_rows: Positive = Field(256, description="texts in batches of 32 timed, the models in turn")
+    throughput_rows: Positive = Field(512, description="texts in batches of 32 timed, the models in turn")
     repeats: Positive = Field(5, description="rounds; the median counts")
     examples: Positive = Field(6, description="predictions shown in the report with their neighbours")
 
