@@ -273,6 +273,7 @@ class EvaluateSettings(Settings):
     latency_rows: Positive = Field(100, description="single texts timed, the models in turn")
     throughput_rows: Positive = Field(512, description="texts in batches of 32 timed, the models in turn")
     repeats: Positive = Field(5, description="rounds; the median counts")
+    threads: Positive = Field(1, description="while timing: a small model gains little from a second one")
     examples: Positive = Field(6, description="predictions shown in the report with their neighbours")
 
 

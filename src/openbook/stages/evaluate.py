@@ -5,7 +5,8 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def inputs(run: Run) -> dict[str, Any]:
 def build(run: Run, folder: Path) -> None:
     outputs = all_outputs(run)
     gold = np.array([example.label for example in run.task.test])
-    timings = time_models(run)
+    with threads_set_to(run.recipe.evaluate.threads):
+        timings = time_models(run)
     models = [describe(run, name, outputs, gold, timings[name]) for name in outputs]
     compared = [(a, b, paired_difference(run.task.metric, outputs[a], outputs[b], gold)) for a, b in COMPARED]
     results = {
@@ -148,6 +150,16 @@ def time_models(run: Run) -> dict[str, dict[str, Any]]:
     return {**found, LABELS: found[CORPUS], KD: found[CORPUS]}  # the same shape
 
 
+@contextmanager
+def threads_set_to(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def stopwatch(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
@@ -161,7 +173,7 @@ def summary(seconds: list[float], rates: list[float]) -> dict[str, Any]:
 
 def timing_conditions(run: Run) -> dict[str, Any]:
     return {
-        "threads": torch.get_num_threads(),
+        "threads": run.recipe.evaluate.threads,
         "batch_size": BATCH,
         "repeats": run.recipe.evaluate.repeats,
         "processor": torch.cpu.get_capabilities().get("cpu_name") or platform.processor(),
