@@ -31,7 +31,7 @@ def findings(results: Mapping[str, Any]) -> str:
     rows = [list(columns), ["---", *["---:"] * (len(columns) - 1)], *zip(*columns.values(), strict=True)]
     conditions = (
         f"Task `{results['task']}`, {results['split']} split, {results['rows']:,} rows; ± is the standard deviation "
-        f"over {len(results['seeds'])} seeds. Times: {timing['processor']}, {timing['threads']} threads."
+        f"over {len(results['seeds'])} seeds. Times: {timing['processor']}, threads: {timing['threads']}."
     )
     table = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([*table, "", conditions, "", *(f"- {verdict}" for verdict in verdicts(report))])

@@ -88,7 +88,8 @@ def verdicts(report: Report) -> list[str]:
 def limits(report: Report) -> list[str]:
     """What the numbers do not say."""
     results, timing = report.results, report.results.get("timing", {})
-    place = f"{timing.get('processor') or 'one processor'} with {timing.get('threads', 'unknown')} threads"
+    threads = timing.get("threads", "unknown")
+    place = f"{timing.get('processor') or 'one processor'} with {threads} thread{'' if threads == 1 else 's'}"
     grain = f", so one row is worth {100 / results['rows']:.2f} points" if results["metric"] == "accuracy" else ""
     lines = [
         f"The scores come from one split ({results['split']}) of {results['rows']:,} rows{grain}.",
