@@ -47,4 +47,6 @@ def test_the_first_error_stops_the_rest_and_is_raised(tmp_path: Path, jobs: Any)
         run_jobs(jobs.fail_or_wait, [(str(trace),), (None,)], 2, "waiting", 2)
     assert time.monotonic() - started < 100  # the other job takes longer
     assert not trace.exists()
-    assert active_children() == []
+    while active_children():  # the pool's own thread may still be reaping the last of them
+        assert time.monotonic() - started < 100
+        time.sleep(0.1)
