@@ -46,7 +46,6 @@ class Encoder(nn.Module):
         self.model = model
         self.accepted = set(inspect.signature(model.forward).parameters)
         self.wants_hidden = False
-        self.tapped: tuple[int, ...] = ()
         self._pooled: Tensor | None = None
         self._taps: dict[int, dict[int, Tensor]] = {}
         self._hooks: list[Any] = []
@@ -100,7 +99,7 @@ class Encoder(nn.Module):
         """Ask for hidden states and for q, k, v of some layers (from 1); each call replaces the last."""
         for hook in self._hooks:
             hook.remove()
-        self.wants_hidden, self.tapped = hidden, tuple(layers)
+        self.wants_hidden = hidden
         self._hooks = [hook for layer in layers for hook in self.tap(layer)]
         return self
 
