@@ -43,8 +43,18 @@ The recipe with every default written out is kept as `run.yaml` in the folder of
 
 def cli_page() -> str:
     commands: Mapping[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    blocks = [f"## {name}\n\n```text\n{help_of(name, command)}\n```\n" for name, command in commands.items()]
+    named = [leaf for name, command in commands.items() for leaf in leaves(name, command)]
+    blocks = [f"## {name}\n\n```text\n{help_of(name, command)}\n```\n" for name, command in named]
     return "\n".join([CLI_INTRO, *blocks])
+
+
+def leaves(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+    """A command, or those below it."""
+    below = getattr(command, "commands", None)
+    if below is None:
+        yield name, command
+    for word, one in (below or {}).items():
+        yield from leaves(f"{name} {word}", one)
 
 
 def help_of(name: str, command: Any) -> str:

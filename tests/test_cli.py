@@ -16,9 +16,13 @@ from openbook import cli
 from openbook.config import UsageError
 from openbook.pipeline import RunError
 
-STAGES = ("run", "train-teacher", "build-corpus", "record-answers", "distill", "build-kb", "evaluate", "report")
+STAGES = (
+    "run", "train-teacher", "build-bank", "retrieve", "build-corpus", "record-answers", "distill", "build-kb",
+    "evaluate", "report",
+)  # fmt: skip
 OPTIONS = {name: ("--set", "--run-dir", "--dry-run") for name in STAGES} | {
     "predict": ("--model", "--pair", "--explain", "--json"),
+    "experiment": ("--scale", "--task", "--arm", "--run-dir", "--results", "--page"),
     "init": ("--data", "--test", "--name", "--output", "--force"),
     "tasks": (),
     "env": (),
@@ -120,7 +124,8 @@ def test_a_recipe_may_be_overridden_and_only_looked_at(world: Path, tmp_path: Pa
     done = call("run", str(world / "recipe.yaml"), "--run-dir", str(folder), "--dry-run", "--set", "seeds=[0]")
     assert done.exit_code == 0, done.output
     assert [line.split()[0] for line in plain(done.output).splitlines()] == [
-        "train-teacher", "build-corpus", "record-answers", "distill", "build-kb", "evaluate", "report",
+        "train-teacher", "build-bank", "build-index", "retrieve", "build-corpus", "record-answers", "distill",
+        "build-kb", "evaluate", "report",
     ]  # fmt: skip
     assert not folder.exists()
     done = call("run", str(world / "recipe.yaml"), "--dry-run", "--set", "seedz=[0]")

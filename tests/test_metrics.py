@@ -1,3 +1,5 @@
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -6,7 +8,18 @@ from scipy import stats
 from sklearn import metrics as sklearn
 
 from openbook.config import UsageError
-from openbook.metrics import METRICS, agreement, ece, kl_to_teacher, mcnemar, nll, paired_difference, score
+from openbook.metrics import (
+    METRICS,
+    agreement,
+    ece,
+    hierarchical_difference,
+    holm,
+    kl_to_teacher,
+    mcnemar,
+    nll,
+    paired_difference,
+    score,
+)
 
 seeds = st.integers(0, 10**6)
 
@@ -209,3 +222,102 @@ def test_correlations_have_intervals_too():
 def test_a_misspelt_metric_is_refused_before_anything_is_drawn():
     with pytest.raises(UsageError, match="unknown"):
         paired_difference("acc", [wrong_at(())], [wrong_at(())], GOLD)
+
+
+def every_draw(groups):
+    """All equally likely means of the hierarchical bootstrap of two tasks with two seeds each."""
+    of_task = [[np.mean(seeds) for seeds in product(group, repeat=2)] for group in groups]
+    slots = [mean for task in of_task for mean in task]
+    return np.array([(first + second) / 2 for first, second in product(slots, slots)])
+
+
+def test_the_hierarchical_interval_is_that_of_all_possible_draws():
+    groups = [[0.0, 1.0], [2.0, 4.0]]
+    means = every_draw(groups)
+    difference, p = hierarchical_difference(groups, null=0.5, draws=40_000)
+    assert difference.mean == 1.75
+    assert (difference.low, difference.high) == (np.quantile(means, 0.025), np.quantile(means, 0.975))
+    tail = np.mean(means - 1.75 >= 1.25)
+    assert p == pytest.approx(2 * tail, abs=0.01)
+    assert 0.125 < 2 * tail < 0.5  # so that no floor is at work
+
+
+def test_tasks_are_drawn_before_seeds():
+    """A quarter of the draws takes the same task twice, which no draw of ten pooled seeds would do."""
+    difference, p = hierarchical_difference([[0.0] * 5, [1.0] * 5])
+    assert (difference.mean, difference.low, difference.high) == (0.5, 0, 1)
+    assert p == pytest.approx(0.5, abs=0.03)
+
+
+def test_every_task_counts_the_same_however_many_seeds_it_has():
+    assert hierarchical_difference([[1.0, 1.0], [0.0] * 8])[0].mean == 0.5
+
+
+def test_with_one_task_seeds_alone_are_drawn():
+    """As above: 0.4 % of the draws hold the one four times, 5 % three times or more."""
+    difference, _ = hierarchical_difference([[1.0, 0.0, 0.0, 0.0]])
+    assert (difference.mean, difference.low, difference.high) == (0.25, 0, 0.75)
+
+
+def test_the_null_is_what_p_is_about():
+    groups = [[-0.006, -0.004, -0.005, -0.003, -0.007, -0.005, -0.004, -0.006]]
+    assert hierarchical_difference(groups, null=-0.01)[1] < 0.05
+    assert hierarchical_difference(groups, null=0.0)[1] < 0.05
+    assert hierarchical_difference(groups, null=-0.005)[1] > 0.9
+
+
+def test_p_is_two_sided_and_with_many_seeds_that_of_a_t_test():
+    values = list(np.random.default_rng(3).normal(0.25, 1, size=60))
+    above = hierarchical_difference([values], draws=20_000)[1]
+    below = hierarchical_difference([[-value for value in values]], draws=20_000)[1]
+    assert above == pytest.approx(below, abs=0.01)
+    expected = stats.ttest_1samp(values, 0).pvalue
+    assert 0.02 < expected < 0.5
+    assert above == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize(("count", "smallest"), [(2, 0.5), (5, 0.0625), (6, 0.03125), (30, 1 / 101)])
+def test_few_differences_cannot_make_p_small(count, smallest):
+    assert hierarchical_difference([[1.0] * count], draws=100)[1] == pytest.approx(smallest)
+
+
+def test_no_difference_at_all_has_a_p_of_one():
+    difference, p = hierarchical_difference([[0.0] * 5, [0.0] * 5], draws=50)
+    assert (difference.mean, difference.low, difference.high, p) == (0, 0, 0, 1)
+
+
+def test_a_hierarchical_interval_is_repeatable_and_its_seed_matters():
+    groups = [list(np.linspace(-0.01, 0.02, 10)), list(np.linspace(0, 0.03, 10))]
+    drawn = [hierarchical_difference(groups, draws=50, seed=seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize("groups", [[], [[0.1]], [[0.1, 0.2], []], [[0.1, float("nan")]]])
+def test_what_has_no_interval_is_refused(groups):
+    with pytest.raises(UsageError, match="no interval|not finite"):
+        hierarchical_difference(groups)
+
+
+def test_five_seeds_of_one_task_cover_less_than_they_say():
+    """The page of results says 84 %."""
+    random = np.random.default_rng(0)
+    found = [hierarchical_difference([random.normal(size=5)], draws=400)[0] for _ in range(600)]
+    assert np.mean([one.low <= 0 <= one.high for one in found]) == pytest.approx(0.84, abs=0.035)
+
+
+def test_holm_corrects_as_rs_p_adjust_does():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1, 1]
+    assert holm([0.03]) == [0.03]
+    assert holm([]) == []
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.001, 0.2))
+def test_holm_rejects_what_the_step_down_procedure_rejects(p, level):
+    rejected, order = set(), sorted(range(len(p)), key=lambda place: p[place])
+    for done, place in enumerate(order):
+        if p[place] * (len(p) - done) > level:
+            break
+        rejected.add(place)
+    assert {place for place, corrected in enumerate(holm(p)) if corrected <= level} == rejected

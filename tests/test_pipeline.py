@@ -25,6 +25,7 @@ from openbook.predictor import OpenBook
 from openbook.recipe import load_recipe
 from openbook.workspace import Run
 
+AFTER_CORPUS = ["record-answers", "distill", "build-kb", "evaluate", "report"]
 MODELS = ["teacher", "student-labels", "student-kd", "student-corpus", "student-open-book"]
 
 
@@ -68,7 +69,7 @@ def inodes(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def test_all_stages_leave_a_whole_folder(finished: Path) -> None:
-    assert len(STAGES) == 7
+    assert len(STAGES) == 10
     for stage in STAGES.values():
         assert open_artifact(finished / stage.folder) is not None, stage.name
     assert not [path for path in finished.rglob("*") if path.name.endswith((".partial", ".retired"))]
@@ -154,7 +155,7 @@ def test_a_second_run_skips_everything(world: Path, copy: Path, capsys: pytest.C
     again(world, copy)
     output = capsys.readouterr().out
     assert ran(output) == []
-    assert output.count("skipped: its inputs did not change") == 7
+    assert output.count("skipped: its inputs did not change") == 10
     assert {name: inodes(copy)[name] for name in before} == before
 
 
@@ -164,7 +165,7 @@ def test_another_student_shape_reruns_what_follows_from_it(
 ) -> None:
     before = inodes(copy)
     again(world, copy, "student.layers=2", *(f"distill.{name}.optim.epochs=1" for name in ("corpus", "task", "labels")))
-    assert ran(capsys.readouterr().out) == ["record-answers", "distill", "build-kb", "evaluate", "report"]
+    assert ran(capsys.readouterr().out) == AFTER_CORPUS
     after = inodes(copy)
     assert after["teacher/model.safetensors"] == before["teacher/model.safetensors"]
     assert after["corpus/passages.parquet"] == before["corpus/passages.parquet"]
@@ -178,7 +179,7 @@ def test_another_budget_leaves_teacher_and_gold_label_students(
 ) -> None:
     before = inodes(copy)
     again(world, copy, "corpus.budget_tokens=1000")
-    assert ran(capsys.readouterr().out) == [name for name in STAGES if name != "train-teacher"]
+    assert ran(capsys.readouterr().out) == ["build-corpus", *AFTER_CORPUS]
     after = inodes(copy)
     assert after["teacher/model.safetensors"] == before["teacher/model.safetensors"]
     for seed in (0, 1):
@@ -190,11 +191,12 @@ def test_another_budget_leaves_teacher_and_gold_label_students(
 @pytest.mark.parametrize(
     ("override", "stages"),
     [
-        ("teacher.optim.epochs=1", [name for name in STAGES if name != "build-corpus"]),
-        ("student.layers=2", ["record-answers", "distill", "build-kb", "evaluate", "report"]),
-        ("task.max_length=20", list(STAGES)),
+        ("teacher.optim.epochs=1", ["train-teacher", *AFTER_CORPUS]),
+        ("student.layers=2", AFTER_CORPUS),
+        ("task.max_length=20", ["train-teacher", "build-corpus", *AFTER_CORPUS]),
+        ("task.metric=f1", ["distill", "build-kb", "evaluate", "report"]),
         ("corpus.min_words=4", [name for name in STAGES if name != "train-teacher"]),
-        ("knowledge_base.projection.temperature=0.1", ["record-answers", "distill", "build-kb", "evaluate", "report"]),
+        ("knowledge_base.projection.temperature=0.1", AFTER_CORPUS),
         ("distill.labels.optim.epochs=1", ["distill", "build-kb", "evaluate", "report"]),
         ("seeds=[0]", ["distill", "build-kb", "evaluate", "report"]),
         ("knowledge_base.value_temperature=2", ["build-kb", "evaluate", "report"]),
@@ -213,7 +215,8 @@ def test_a_changed_row_makes_all_stale(world: Path, finished: Path, tmp_path: Pa
     rows = (world / "train.csv").read_text()
     (tmp_path / "train.csv").write_text(rows.replace("film", "movie", 1))
     steps = plan(Run(load_recipe(world / "recipe.yaml", [f"task.train.path={tmp_path}/train.csv"]), finished))
-    assert not any(step.fresh for step in steps)
+    kept = ("build-bank", "build-index")  # general text and evaluation rows are what they were
+    assert not any(step.fresh for step in steps if step.stage.name not in kept)
     (tmp_path / "train.csv").write_text(rows)
     steps = plan(Run(load_recipe(world / "recipe.yaml", [f"task.train.path={tmp_path}/train.csv"]), finished))
     assert [step.stage.name for step in steps if not step.fresh] == ["report"]  # which shows the recipe
@@ -225,7 +228,7 @@ def test_a_dry_run_tells_and_changes_nothing(
     before = inodes(finished)
     again(world, finished, "student.layers=2", dry_run=True)
     output = capsys.readouterr().out
-    assert ran(output) == ["record-answers", "distill", "build-kb", "evaluate", "report"]
+    assert ran(output) == AFTER_CORPUS
     assert "train-teacher   skip  its inputs did not change" in output
     assert "recipe.student.layers" in output
     assert inodes(finished) == before
@@ -236,7 +239,7 @@ def test_a_dry_run_tells_and_changes_nothing(
 
 def test_only_what_a_stage_needs_is_run(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     again(world, tmp_path / "run", until="build-corpus")
-    assert ran(capsys.readouterr().out) == ["build-corpus"]
+    assert ran(capsys.readouterr().out) == ["build-bank", "build-index", "retrieve", "build-corpus"]
     again(world, tmp_path / "run", until="distill", dry_run=True)
     assert ran(capsys.readouterr().out) == ["train-teacher", "record-answers", "distill"]
 
@@ -414,7 +417,7 @@ def test_a_run_that_is_killed_in_every_stage_ends_as_one_that_was_not(
         nursery.workers += (workers := children(run))
         os.kill(run, signal.SIGKILL)
         assert nursery.status() == -signal.SIGKILL
-        assert bool(workers) == ("students" in pattern)
+        assert bool(workers) == pattern.startswith(("students", "lessons"))
         wait_for(lambda: all(map(is_gone, workers)), seconds=10)
 
     killed_when(".teacher.partial/scratch/checkpoint-*")
@@ -422,7 +425,8 @@ def test_a_run_that_is_killed_in_every_stage_ends_as_one_that_was_not(
     killed_in("corpus")
     teacher = inodes(folder / "teacher")
     killed_in("teacher_outputs")
-    killed_when("students/student-corpus/.seed-0.partial/scratch/corpus/checkpoint-*")
+    killed_when("lessons/.*.partial/scratch/training/checkpoint-*")
+    killed_when("students/student-corpus/.seed-0.partial/scratch/task/checkpoint-*")
     early = {name: inodes(folder / name) for name in ("corpus", "teacher_outputs", "students/student-labels/seed-0")}
     for stage in ("knowledge_base", "evaluation", "report"):
         killed_in(stage)
@@ -436,7 +440,7 @@ def test_a_run_that_is_killed_in_every_stage_ends_as_one_that_was_not(
 
 def assert_same_run(folder: Path, other: Path) -> None:
     weights = sorted(str(path.relative_to(other)) for path in other.rglob("*.safetensors"))
-    assert len(weights) == 9  # the teacher, its projection, the student that ships, three kinds under two seeds
+    assert len(weights) == 17  # teacher, its projection, the student that ships, three kinds and two lessons a seed
     for name in weights:
         left, right = load_file(folder / name), load_file(other / name)
         assert left.keys() == right.keys()

@@ -12,9 +12,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from openbook.config import Optim, Terms
+from openbook.config import Optim, Terms, UsageError
 from openbook.distillation.objective import Objective, Widths
-from openbook.training import Lesson, TrainingState, grouped, has_bf16, precision_of, scale, train
+from openbook.training import Judge, Lesson, TrainingState, count_updates, grouped, has_bf16, precision_of, scale, train
 from openbook.types import Batch, Outputs
 
 CLASSES, WORDS = 3, 20
@@ -314,6 +314,100 @@ def test_precision_is_what_the_recipe_says() -> None:
         assert (product @ product).dtype == (torch.bfloat16 if has_bf16(cpu) else torch.float32)
 
 
+SCORES = (0.2, 0.7, 0.5, 0.7, 0.6)  # after each of five epochs of four steps
+
+
+class Critic:
+    """Scores by the list, and remembers the weights that it saw."""
+
+    def __init__(self, lesson: Lesson, scores: tuple[float, ...] = SCORES, done: int = 0) -> None:
+        self.lesson, self.scores, self.seen = lesson, scores[done:], []
+
+    def __call__(self) -> float:
+        self.lesson.eval()  # as a judge does
+        self.seen.append(weights(self.lesson))
+        return self.scores[len(self.seen) - 1]
+
+
+def judged_run(
+    optim: Optim, scratch: Path | None = None, fail_at: int | None = None, done: int = 0, steps: int = 20
+) -> tuple[Lesson, Any, Critic]:
+    lesson, plan = lesson_of(), Shuffled(steps, 4)
+    critic = Critic(lesson, done=done)
+
+    def loss_of(batch: Batch) -> Any:
+        assert lesson.training
+        if fail_at is not None and int(batch.ids[0]) == fail_at * plan.size:
+            raise KeyboardInterrupt
+        return lesson(batch, teacher(batch))
+
+    judge = Judge(critic, [4, 8, 12, 16, 20])
+    return lesson, train(loss_of, lesson, plan, optim, 5, Accelerator(cpu=True), scratch, judge=judge), critic
+
+
+def test_the_best_weights_stay_the_earlier_of_two() -> None:
+    lesson, history, critic = judged_run(Optim(**FP32, keep="best"))
+    assert_equal(weights(lesson), critic.seen[1])
+    assert not torch.equal(critic.seen[1]["student.head.weight"], critic.seen[3]["student.head.weight"])
+    assert {row["step"]: row["holdout"] for row in history if "holdout" in row} == dict(
+        zip((4, 8, 12, 16, 20), SCORES, strict=True)
+    )
+    assert not lesson.training
+
+
+def test_the_last_weights_stay_and_no_judge_is_asked_by_default() -> None:
+    lesson, history, critic = judged_run(Optim(**FP32))
+    assert (critic.seen, [row for row in history if "holdout" in row]) == ([], [])
+    unjudged = lesson_of()
+    run(unjudged, Shuffled(20, 4), Optim(**FP32))
+    assert_equal(weights(lesson), weights(unjudged))
+
+
+def test_being_judged_changes_no_step() -> None:
+    _, _, critic = judged_run(Optim(**FP32, keep="best"))
+    last = lesson_of()
+    run(last, Shuffled(20, 4), Optim(**FP32))
+    assert_equal(critic.seen[-1], weights(last))
+
+
+@pytest.mark.parametrize("fail_at", [3, 7, 9, 13, 17, 19])
+def test_a_resumed_training_keeps_the_same_best_weights(tmp_path: Path, fail_at: int) -> None:
+    optim = Optim(**FP32, checkpoint_every=3, keep="best")
+    straight, history, _ = judged_run(optim)
+    with pytest.raises(KeyboardInterrupt):
+        judged_run(optim, tmp_path, fail_at)
+    kept = fail_at // 3 * 3
+    resumed, again, _ = judged_run(optim, tmp_path, done=kept // 4)
+    assert_equal(weights(resumed), weights(straight))
+    assert again == history
+    finished, once_more, critic = judged_run(optim, tmp_path)  # all is done: the best is put back again
+    assert_equal(weights(finished), weights(straight))
+    assert (once_more, critic.seen) == (history, [])
+
+
+def test_the_judge_is_asked_at_the_end_and_between_updates_only() -> None:
+    """Epochs of 4 steps, updates of 3: after the updates in which an epoch ends, and after the last."""
+    optim = Optim(**FP32, keep="best", accumulation=3)
+    _, history, _ = judged_run(optim, steps=10)
+    assert [row["step"] for row in history if "holdout" in row] == [2, 3, 4]
+    assert count_updates(Shuffled(10, 4), optim) == 4
+
+
+def test_the_mean_of_a_stretch_is_right_where_a_judge_cuts_it() -> None:
+    optim, plan = Optim(**FP32, keep="best"), Shuffled(200, 1)  # a stretch is two updates
+    lesson = nn.Linear(1, 1)
+    history = train(
+        lambda batch: (lesson.weight.sum() * 0 + int(batch.ids[0]), {}),
+        lesson, plan, optim, 5, Accelerator(cpu=True), judge=Judge(lambda: 0.5, [3]),
+    )  # fmt: skip
+    assert [(row["step"], row["loss"]) for row in history[:4]] == [(2, 0.5), (3, 2), (4, 3), (6, 4.5)]
+
+
+def test_the_best_weights_need_a_judge() -> None:
+    with pytest.raises(UsageError, match=r"optim\.keep=best needs held-out rows .* set it to last"):
+        run(lesson_of(), Shuffled(4, 4), Optim(**FP32, keep="best"))
+
+
 class Malice:
     """Unpickling it leaves a trace."""
 
@@ -324,14 +418,14 @@ class Malice:
         return Path.touch, (self.trace,)
 
 
-FILES = ("weights.safetensors", "optimizer.safetensors", "rng.safetensors", "progress.json")
+FILES = ("weights.safetensors", "best.safetensors", "optimizer.safetensors", "rng.safetensors", "progress.json")
 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("save", [pickle.dumps, None], ids=["pickle", "torch"])
 def test_a_malicious_checkpoint_is_refused_and_not_run(tmp_path: Path, name: str, save: Any) -> None:
     scratch, trace = tmp_path / "scratch", tmp_path / "trace"
-    run(lesson_of(), Shuffled(2, 2), Optim(**FP32), scratch)
+    judged_run(Optim(**FP32, keep="best"), scratch, steps=2)
     folder = scratch / "checkpoint-2"
     assert sorted(p.name for p in folder.iterdir()) == sorted(FILES)
     if save is None:

@@ -56,6 +56,7 @@ def retired_folder(folder: Path) -> Path:
 
 def open_artifact(folder: Path) -> Artifact | None:
     """The artefact in a folder, or None if there is none that is whole."""
+    folder = folder.resolve()
     finish_renaming(folder)
     try:
         manifest = read_json(folder / MANIFEST)
@@ -88,8 +89,9 @@ def building(folder: Path, inputs: Mapping[str, Any]) -> Iterator[Path]:
     """A folder to write into, renamed to `folder` when the block ends without an error.
 
     What an interrupted run of the same inputs left under construction is handed out again, so a stage may resume
-    from its `scratch` folder; what other inputs left is thrown away.
+    from its `scratch` folder; what other inputs left is thrown away. A link is followed, and stays.
     """
+    folder = folder.resolve()
     finish_renaming(folder)
     started = time.monotonic()
     partial = partial_folder(folder)

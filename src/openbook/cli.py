@@ -60,6 +60,18 @@ def train_teacher(
 
 
 @app.command()
+def build_bank(recipe: RecipePath, set_: Overrides = None, run_dir: RunFolder = None, dry_run: DryRun = False) -> None:
+    """Split general text into clean, unique sentences, none of them near an evaluation text."""
+    stage(recipe, set_, run_dir, dry_run, "build-bank", "bank")
+
+
+@app.command()
+def retrieve(recipe: RecipePath, set_: Overrides = None, run_dir: RunFolder = None, dry_run: DryRun = False) -> None:
+    """Find what the task's texts retrieve from the bank; builds the index it needs."""
+    stage(recipe, set_, run_dir, dry_run, "retrieve", "hits")
+
+
+@app.command()
 def build_corpus(
     recipe: RecipePath, set_: Overrides = None, run_dir: RunFolder = None, dry_run: DryRun = False
 ) -> None:
@@ -117,6 +129,46 @@ def show_report(done: Any) -> None:
     for verdict in verdicts(found):
         console.print(f"- {verdict}", markup=False)
     console.print(f"\nreport:  {done.folder / 'report.html'}\nstudent: {done.folder / 'student'}", markup=False)
+
+
+@app.command()
+def experiment(
+    file: Annotated[Path, typer.Argument(help="The experiment, a YAML file such as experiments/corpus.yaml.")],
+    scale: Annotated[
+        str | None, typer.Option("--scale", help="Size of the grid; chosen by the machine if absent.")
+    ] = None,
+    task: Annotated[list[str] | None, typer.Option("--task", help="Only this task. Repeatable.")] = None,
+    arm: Annotated[list[str] | None, typer.Option("--arm", help="Only this arm. Repeatable.")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="Large files. Default: runs/experiments/<name>.")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option("--results", help="One JSON a training. Default: benchmarks/results/<name>.")
+    ] = None,
+    page: Annotated[Path | None, typer.Option("--page", help="Default: docs/results/<name>.md.")] = None,
+) -> None:
+    """Run a grid of arms x tasks x seeds; skips what is done, and writes a page of results."""
+    from openbook.experiment import Experiment, default_scale, execute
+    from openbook.grid import load_grid
+
+    grid = load_grid(file)
+    for given, known, option in (
+        (task, grid.tasks, "--task"),
+        (arm, grid.arms, "--arm"),
+        ([scale] if scale else [], grid.scales, "--scale"),
+    ):
+        for name in given or ():
+            if name not in known:
+                raise UsageError(f"{option} {name!r} is not in {file}; choose from {', '.join(known)}")
+    work = Experiment(
+        grid,
+        scale or default_scale(grid),
+        run_dir or Path("runs", "experiments", grid.name),
+        results or Path("benchmarks", "results", grid.name),
+    )
+    target = page or Path("docs", "results", f"{grid.name}.md")
+    execute(work, task or list(grid.tasks), arm, target)
+    console.print(f"results: {work.results}\npage:    {target}", markup=False)
 
 
 @app.command()
@@ -209,6 +261,43 @@ def tasks() -> None:
         where = " ".join(part for part in (task.hub, task.config) if part) or "package"
         table.add_row(name, task.family, task.kind, ", ".join(task.labels or ()), ", ".join(task.metrics), where)
     console.print(table)
+
+
+bench = typer.Typer(help="Measure speed and memory, as ratios in one run.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.command("corpus")
+def bench_corpus(
+    source: Annotated[
+        list[str], typer.Option("--source", help="Files of general text, such as 'wiki/*.parquet'. Repeatable.")
+    ],
+    column: Annotated[str | None, typer.Option("--text", help="The column that holds the documents.")] = None,
+    task: Annotated[list[str] | None, typer.Option("--task", help="Whose texts are the anchors. Repeatable.")] = None,
+    rival: Annotated[list[str] | None, typer.Option("--rival", help="bm25s, tantivy or pisa. Default: all.")] = None,
+    k: Annotated[int, typer.Option("--k", help="Hits an anchor.")] = 50,
+    anchors: Annotated[int, typer.Option("--anchors", help="Anchors a task, drawn at random.")] = 1000,
+    rounds: Annotated[int, typer.Option("--rounds", help="The engines take turns; the median counts.")] = 3,
+    folder: Annotated[Path, typer.Option("--folder", help="Where banks and indexes are kept.")] = Path("runs/bench"),
+    output: Annotated[Path | None, typer.Option("--output", help="Where the figures go, as JSON.")] = None,
+) -> None:
+    """Build a bank and its index, and retrieve, beside other BM25 engines on the same words."""
+    from openbook.bench import corpus
+    from openbook.bench.rivals import RIVALS
+    from openbook.checkpoint import write_json
+    from openbook.config import CorpusSettings, FileSource
+
+    for name in rival or ():
+        if name not in RIVALS:
+            raise UsageError(f"--rival {name!r} is unknown; choose from {', '.join(RIVALS)}")
+    settings = CorpusSettings(sources=tuple(FileSource(path=path, text=column) for path in source))
+    names = task or ["sst2", "mrpc", "rte"]
+    result = corpus.run(settings, names, rival or list(RIVALS), k, anchors, rounds, folder)
+    for table in corpus.tables(result):
+        console.print(table)
+    if output is not None:
+        write_json(output, result)
+        console.print(f"{output}", markup=False)
 
 
 @app.command()

@@ -106,6 +106,7 @@ class Optim(Settings):
 
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-4, description="the highest, after the warm-up")
     epochs: Annotated[float, Field(ge=0)] = Field(3.0, description="passes over the examples; 0 skips this training")
+    tokens: Positive | None = Field(None, description="real tokens read in all, padding excluded; replaces `epochs`")
     batch_size: Positive = Field(32, description="examples a batch")
     batch_tokens: Positive | None = Field(None, description="real tokens a batch at most; replaces `batch_size`")
     accumulation: Positive = Field(1, description="batches per update")
@@ -113,6 +114,9 @@ class Optim(Settings):
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="share of the updates; then linear to zero")
     clip: Annotated[float, Field(gt=0)] = Field(1.0, description="largest global gradient norm")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="`auto`: bf16 where the processor has it")
+    keep: Literal["last", "best"] = Field(
+        "last", description="which weights stay: the last, or those of the epoch that scored best on the held-out rows"
+    )
     checkpoint_every: Positive = Field(200, description="updates between two checkpoints to resume from")
 
 
@@ -129,6 +133,10 @@ class TaskSettings(Settings):
     train: Source | None = Field(None, description="labelled rows")
     test: Source | None = Field(None, description="the rows that are reported on")
     test_share: Share | None = Field(None, description="without `test`: the share of train cut off to report on")
+    also_evaluated: tuple[Source, ...] = Field(
+        (),
+        description="further evaluation text, labelled or not: kept out of every corpus, and read for nothing else",
+    )
     holdout: Share = Field(0.1, description="share of train no model is fitted to: choices are made on it")
     max_length: Positive = Field(128, description="word-pieces a text (or pair) is cut to")
 
@@ -147,9 +155,26 @@ class TeacherSettings(Settings):
     seed: int = Field(0, description="of its new head, its batches and its dropout")
 
 
+class AugmentSettings(Settings):
+    """Task data augmentation (TinyBERT, section 3.2): the rival of retrieved text."""
+
+    masked_model: str | PackagedModel | None = Field(
+        None, description="a masked language model that proposes words; absent: neighbours of the teacher's embeddings"
+    )
+    context: Literal["pair", "single"] = Field(
+        "pair", description="what the masked model reads: masked and original sentence, or the masked one alone"
+    )
+    candidates: Positive = Field(15, description="words proposed for a place (M)")
+    probability: Annotated[float, Field(ge=0, le=1)] = Field(0.4, description="that a place is replaced (p)")
+    variants: Positive = Field(20, description="attempts a text (N)")
+    center: bool = Field(True, description="word vectors minus their mean, before neighbours are looked up")
+    min_cos: float = Field(0.0, description="least cosine of a neighbour")
+
+
 class CorpusSettings(Settings):
     """The textbook: general text, and how much of it is retrieved for the task (contextualized corpus)."""
 
+    # the bank: general text as clean, unique sentences
     sources: tuple[Source, ...] = Field(min_length=1, description="general text: files, packages or Hub data sets")
     language: str = Field("en", description="language code of the sentence splitter")
     min_words: Positive = Field(5, description="shorter sentences are left out")
@@ -157,12 +182,58 @@ class CorpusSettings(Settings):
     leak_ngram: Annotated[int, Field(ge=0)] = Field(
         8, description="shortest word run shared with evaluation text; 0 = sentences"
     )
-    anchor_mode: Literal["each", "concat", "first", "second"] = Field("each", description="what a pair task's query is")
+    also_guard: tuple[TaskSettings, ...] = Field(
+        (), description="other tasks whose evaluation text is kept out of the bank as well"
+    )
+    near_duplicates: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Jaccard similarity of word sets from which a sentence counts as a repetition; 0 = keep all"
+    )
+    # retrieval: which sentences the task's texts find
+    engine: Literal["bm25", "dense", "hybrid"] = Field(
+        "bm25", description="words, sentence embeddings, or both by reciprocal-rank fusion"
+    )
+    encoder: str | PackagedModel | None = Field(None, description="of `dense` and `hybrid`; teacher.model if absent")
     k1: Annotated[float, Field(gt=0)] = Field(1.2, description="BM25: how soon a repeated word stops to count")
     b: Annotated[float, Field(ge=0, le=1)] = Field(0.75, description="BM25: how much long sentences are held back")
+    anchor_mode: Literal["each", "concat", "first", "second"] = Field("each", description="what a pair task's query is")
+    anchor_min_words: Positive = Field(1, description="shorter task texts are no queries")
     k_max: Positive = Field(100, description="hits kept per anchor; the k in use is the smallest that fills the budget")
+    # the corpus: which of them, how many, in which form
+    select: Literal["retrieved", "random", "random_length", "other_task", "importance", "augmented", "task"] = Field(
+        "retrieved",
+        description="the contextualized corpus, or a control of equal size: random sentences, random ones of the same"
+        " lengths, those another task retrieves, DSIR, the task's text augmented, or the task's text itself",
+    )
+    other: TaskSettings | None = Field(None, description="the task whose texts are the queries of `other_task`")
     budget_tokens: Positive = Field(400_000, description="word-pieces the corpus may hold")
+    fraction: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of the corpus that is kept of it")
+    fraction_order: Literal["rank", "random"] = Field("rank", description="which share: the best, or a random one")
+    form: Literal["auto", "single", "rand_pair", "rank_pair", "packed"] = Field(
+        "auto", description="what a student reads at once: a sentence; for pair tasks two (`rand_pair`)"
+    )
+    balance_labels: bool = Field(False, description="the labels of the task take turns in the order of merit")
+    confidence: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="least probability of the teacher's label; the train set's shares of labels are kept"
+    )
+    include_task: bool = Field(False, description="the task's own training text joins the corpus")
+    augment: AugmentSettings = AugmentSettings()
     seed: int = Field(0, description="of the order that breaks ties, and of all samples")
+
+    @model_validator(mode="after")
+    def switches_fit(self) -> Self:
+        if (self.select == "other_task") != (self.other is not None):
+            raise ValueError("corpus.select: other_task and corpus.other belong together; give both or neither")
+        if self.form == "rank_pair" and (self.select != "retrieved" or self.anchor_mode != "each"):
+            raise ValueError(
+                f"corpus.form=rank_pair pairs the hits of a row's two texts; it needs select: retrieved and"
+                f" anchor_mode: each, not select={self.select}, anchor_mode={self.anchor_mode}"
+            )
+        if self.confidence and self.form not in ("auto", "single"):
+            raise ValueError(
+                f"corpus.confidence={self.confidence} asks the teacher about lone sentences, and"
+                f" corpus.form={self.form} makes pairs; set one of them to its default"
+            )
+        return self
 
 
 class StudentSettings(Settings):
@@ -183,6 +254,9 @@ class StudentSettings(Settings):
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="while it learns, everywhere")
     init: Literal["random", "layer_copy"] = Field("random", description="`layer_copy` needs the teacher's widths")
     copy_which: Literal["last", "first"] = Field("last", description="which layer of each group `layer_copy` takes")
+    copy_from: Literal["fine_tuned", "pretrained"] = Field(
+        "fine_tuned", description="the teacher that `layer_copy` takes its layers from: after or before fine-tuning"
+    )
     embeddings: Literal["random", "projected", "distilled"] = Field(
         "distilled",
         description="`projected`: the teacher's word embeddings, by principal components; `distilled`: its answers to"
@@ -225,6 +299,14 @@ class Terms(Settings):
     layer_mapping: Literal["uniform", "top", "bottom"] | tuple[Positive, ...] = Field(
         "uniform", description="which teacher layer each student layer imitates"
     )
+    fit: Literal["shared", "two", "per_layer", "none"] = Field(
+        "shared",
+        description="maps from student to teacher states: one for all, one for embeddings and one for layers, one each,"
+        " or none (equal widths)",
+    )
+    official: bool = Field(
+        False, description="arithmetic of TinyBERT's public code: padding counts, soft labels divided by classes"
+    )
 
     @property
     def reads_tokens(self) -> bool:
@@ -239,8 +321,22 @@ class Training(Settings):
     optim: Optim
 
 
+class GeneralTraining(Training):
+    """A lesson before the others, on random sentences of the bank (general distillation)."""
+
+    budget_tokens: Positive = Field(description="word-pieces of random text")
+    teacher: Literal["pretrained", "fine_tuned"] = Field(
+        "pretrained", description="whom the student imitates there: before or after the teacher's fine-tuning"
+    )
+
+
 class DistillSettings(Settings):
     """The student's lessons: first the corpus, then the task. Its rivals in the report get the same seeds."""
+
+    general: GeneralTraining | None = Field(None, description="general distillation first; absent: from scratch")
+    corpus_teacher: Literal["fine_tuned", "pretrained"] = Field(
+        "fine_tuned", description="whom the student imitates on the corpus; `pretrained` has hidden states only"
+    )
 
     corpus: Training = Training(
         terms=Terms(soft_labels=1, hidden=1, embedding=1), optim=Optim(learning_rate=3e-3, epochs=2, batch_size=128)

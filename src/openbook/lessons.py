@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import random
+import math
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 
-from openbook.checkpoint import fingerprint, open_artifact
-from openbook.config import Terms, Training, UsageError
+from openbook.checkpoint import fingerprint, open_artifact, partial_folder
+from openbook.config import Recipe, Terms, Training, UsageError
 from openbook.distillation.mapping import copied_layers, layer_map
 from openbook.distillation.objective import Objective, Widths
-from openbook.distillation.teachers import FirstThatKnows, LiveTeacher, RecordedTeacher, silent
-from openbook.models.encoder import Encoder, load_finished
+from openbook.distillation.teachers import LiveTeacher, RecordedTeacher, silent
+from openbook.models.encoder import Encoder, load_finished, load_headless, refuse_untappable
 from openbook.models.student import compare_widths, new_student, refuse_widening
-from openbook.types import Example, Passage, Teacher
+from openbook.readings import Texts, tokens_of
+from openbook.training import uses_bf16
+from openbook.types import Teacher
 from openbook.workspace import Run, tokenizer_digest
 
-Texts = Literal["task", "corpus"]
+Origin = Literal["fine_tuned", "pretrained"]  # of the teacher: after or before its fine-tuning
 
 TEACHER, LABELS, KD, CORPUS, OPEN_BOOK = (
     "teacher",
@@ -33,45 +35,53 @@ TEACHER, LABELS, KD, CORPUS, OPEN_BOOK = (
     "student-open-book",
 )
 STUDENTS = (LABELS, KD, CORPUS)  # those that are trained; the open-book student is the last one with its book
+LAST = ("task", "labels")  # courses on what the student is for; those before them are its first stage
 
 
 @dataclass(frozen=True)
 class Course:
-    """One training of a student: what it reads, what is minimised, for how long."""
+    """One training of a student: what it reads, whom it hears, what is minimised, for how long."""
 
     name: str
     texts: Texts
     training: Training
+    teacher: Origin = "fine_tuned"
+
+
+def outline(recipe: Recipe, student: str) -> list[Course]:
+    """A student's trainings in their order. The rivals differ from `student-corpus` in one thing each."""
+    distill = recipe.distill
+    if student == LABELS:
+        plan = [Course("labels", "task", distill.labels)]
+    else:
+        first = Course("corpus", "corpus", distill.corpus, distill.corpus_teacher)
+        if student == KD:
+            first = replace(first, name="task text", texts="task")
+        plan = [first, Course("task", "task", distill.task)]
+        if distill.general is not None:
+            plan.insert(0, Course("general", "general", distill.general, distill.general.teacher))
+    return [course for course in plan if course.training.optim.epochs > 0]
 
 
 def courses(run: Run, student: str) -> list[Course]:
-    """A student's trainings in their order. The rivals differ from `student-corpus` in one thing each."""
-    distill = run.recipe.distill
-    if student == LABELS:
-        return [Course("labels", "task", distill.labels)]
-    if student == KD:
-        first = Course("task text", "task", at_equal_tokens(run, distill.corpus))
-    else:
-        first = Course("corpus", "corpus", distill.corpus)
-    return [course for course in (first, Course("task", "task", distill.task)) if course.training.optim.epochs > 0]
+    """The same, and what reads the task's text in place of the corpus reads as much of it."""
+    return [
+        replace(course, training=at_equal_tokens(run, course.training)) if course.name == "task text" else course
+        for course in outline(run.recipe, student)
+    ]
+
+
+def reads_corpus(recipe: Recipe) -> bool:
+    """Whether any student reads anything but the task's text."""
+    return any(course.texts != "task" for student in STUDENTS for course in outline(recipe, student))
 
 
 def at_equal_tokens(run: Run, training: Training) -> Training:
-    """The corpus training on the task's own text instead, repeated until it has read as many tokens."""
-    corpus = run.tokens("corpus", corpus_examples(run), run.tokenizer)
-    task = run.tokens("task", run.task.train, run.tokenizer)
-    epochs = training.optim.epochs * float(corpus.lengths.sum()) / float(task.lengths.sum())
-    return training.model_copy(update={"optim": training.optim.model_copy(update={"epochs": epochs})})
-
-
-def corpus_examples(run: Run) -> list[Example]:
-    """The retrieved sentences in the task's input form: single, or two by two in seeded random order for pair tasks."""
-    table = pq.read_table(run.folder / "corpus" / "passages.parquet")
-    passages = [Passage(**row) for row in table.to_pylist()]
-    if not run.task.pair:
-        return [Example(passage.id, passage.text) for passage in passages]
-    random.Random(run.recipe.corpus.seed).shuffle(passages)
-    return [Example(f"{a.id}+{b.id}", a.text, b.text) for a, b in zip(passages[::2], passages[1::2], strict=False)]
+    """A training that ends when as many word-pieces were read as it would read of the corpus."""
+    if training.optim.tokens is not None:
+        return training
+    tokens = round(training.optim.epochs * int(tokens_of(run, "corpus", run.tokenizer).tokens.sum()))
+    return training.model_copy(update={"optim": training.optim.model_copy(update={"tokens": tokens})})
 
 
 def widths_of(config: Any) -> Widths:
@@ -94,30 +104,101 @@ def blank_student(run: Run, seed: int) -> Encoder:
     return new_student(run.recipe.student, run.head, run.tokenizer, vocabulary, run.recipe.task.max_length, seed)
 
 
-def trainings(run: Run) -> dict[str, Training]:
-    distill = run.recipe.distill
-    return {"corpus": distill.corpus, "task": distill.task, "labels": distill.labels}
+def trainings(recipe: Recipe) -> dict[str, Course]:
+    """Every training that takes place, by its key in the recipe."""
+    return {course.name: course for student in (LABELS, CORPUS) for course in outline(recipe, student)}
 
 
-def recorded_layers(run: Run) -> list[int]:
-    """Teacher layers whose hidden states are kept on disk: those that a term reads, if the recipe allows the space."""
-    wanted: set[int] = set()
-    widths = teacher_widths(run)
-    for training in trainings(run).values():
-        if training.terms.hidden:
-            wanted |= {0, *layer_map(widths.layers, run.recipe.student.layers, training.terms.layer_mapping)}
-    if (
-        not run.recipe.teacher.record_hidden
-        or state_bytes(run, len(wanted)) > 1e9 * run.recipe.teacher.record_gigabytes
-    ):
-        return []
-    return sorted(wanted)
+@dataclass(frozen=True)
+class Recording:
+    """What is kept on disk of a teacher's answers to one kind of text, beside logits and embeddings."""
+
+    texts: Texts
+    teacher: Origin
+    hidden: tuple[int, ...] = ()  # layers whose states are kept, 0 = the embeddings
+    taps: tuple[int, ...] = ()  # layers whose queries and keys are kept, from 1
+    exact: bool = False  # whether soft labels are read: bf16 would move them by up to 0.01
+
+    @property
+    def name(self) -> str:
+        """Its folder below the teacher's outputs."""
+        return self.texts if self.teacher == "fine_tuned" else f"{self.texts}-{self.teacher}"
+
+    @property
+    def is_deep(self) -> bool:
+        return bool(self.hidden or self.taps)
+
+    def covers(self, wanted: Recording) -> bool:
+        same = (self.texts, self.teacher) == (wanted.texts, wanted.teacher)
+        return (
+            same
+            and self.exact >= wanted.exact
+            and set(wanted.hidden) <= set(self.hidden)
+            and set(wanted.taps) <= set(self.taps)
+        )
 
 
-def state_bytes(run: Run, layers: int) -> int:
-    """At most so many bytes of hidden states in fp16, over the corpus and the task."""
-    tokens = 2 * run.recipe.corpus.budget_tokens + len(run.task.train) * run.recipe.task.max_length
-    return 2 * tokens * teacher_widths(run).hidden * layers
+def wanted_of(run: Run, course: Course) -> Recording:
+    """What a course hears of its teacher."""
+    terms = course.training.terms
+    mapped: tuple[int, ...] = ()
+    if terms.hidden or terms.attention:
+        mapped = layer_map(teacher_widths(run).layers, run.recipe.student.layers, terms.layer_mapping)
+    hidden = tuple(sorted({0, *mapped})) if terms.hidden else ()
+    taps = tuple(sorted({*mapped})) if terms.attention else ()
+    return Recording(course.texts, course.teacher, hidden, taps, exact=terms.soft_labels > 0)
+
+
+def recordings(run: Run) -> list[Recording]:
+    """What is recorded: for each text and teacher all that the courses hear, the smallest first while there is room.
+
+    Where layers find no room, what the other courses hear is still recorded. The knowledge base and the keys need the
+    answers to the task's text. Relations (which read values too) always hear the live teacher.
+    """
+    plans = [course for student in STUDENTS for course in outline(run.recipe, student)]
+    heard = [wanted_of(run, c) for c in plans if needs_teacher(c.training.terms) and not c.training.terms.relations]
+    heard.append(Recording("task", "fine_tuned", exact=True))
+    unions = {(one.texts, one.teacher): one for one in merged(one for one in heard if not one.is_deep)}
+    room = 1e9 * run.recipe.teacher.record_gigabytes if run.recipe.teacher.record_hidden else 0.0
+    for one in sorted(merged(heard), key=lambda one: bytes_of(run, one)):
+        if one.is_deep and bytes_of(run, one) <= room:
+            room -= bytes_of(run, one)
+            unions[one.texts, one.teacher] = one
+    return [unions[key] for key in sorted(unions)]
+
+
+def merged(heard: Iterable[Recording]) -> list[Recording]:
+    """One recording for each text and teacher, with all layers that are heard of it."""
+    unions: dict[tuple[str, str], Recording] = {}
+    for one in heard:
+        known = unions.setdefault((one.texts, one.teacher), one)
+        hidden, taps = (tuple(sorted({*a, *b})) for a, b in ((known.hidden, one.hidden), (known.taps, one.taps)))
+        unions[one.texts, one.teacher] = replace(one, hidden=hidden, taps=taps, exact=known.exact or one.exact)
+    return list(unions.values())
+
+
+def bytes_of(run: Run, recording: Recording) -> int:
+    """At most so many bytes of hidden states, queries and keys in fp16."""
+    layers = len(recording.hidden) + 2 * len(recording.taps)
+    return 2 * most_tokens(run, recording.texts) * teacher_widths(run).hidden * layers
+
+
+def most_tokens(run: Run, texts: Texts) -> int:
+    """At most so many tokens, special ones included: the corpus is not built yet when this is asked."""
+    settings, general = run.recipe.corpus, run.recipe.distill.general
+    task = len(run.task.train) * run.recipe.task.max_length
+    if texts == "task":
+        return task
+    if texts == "general":
+        assert general is not None
+        return with_special(general.budget_tokens, settings.min_words)
+    is_bank = settings.select not in ("augmented", "task")
+    return with_special(settings.budget_tokens, settings.min_words if is_bank else 1) + task * settings.include_task
+
+
+def with_special(budget: int, words: int) -> int:
+    """Tokens of texts of so many word-pieces in all, none of fewer words than given, each with two special tokens."""
+    return budget + math.ceil(2 * budget / words)
 
 
 def objective_for(run: Run, terms: Terms, keys: tuple[Tensor, Tensor] | None) -> Objective:
@@ -139,17 +220,33 @@ def key_space(run: Run) -> str:
     )
 
 
-def teacher_for(run: Run, training: Training) -> Teacher:
+def teacher_for(run: Run, course: Course) -> Teacher:
     """The recording where it holds all that the terms read; else the live model."""
-    terms = training.terms
+    terms = course.training.terms
     if not needs_teacher(terms):
         return silent
+    wanted = wanted_of(run, course)
+    if hears_recording(run, course):
+        return RecordedTeacher(run.folder / "teacher_outputs" / wanted.name, wanted.hidden, wanted.taps)
     objective = objective_for(run, terms, key_projection(run) if terms.neighbours else None)
-    recordings = [RecordedTeacher(run.folder / "teacher_outputs" / texts) for texts in ("task", "corpus")]
-    if objective.teacher_layers or (objective.reads_hidden and not recordings[0].hidden):
-        model = load_finished(str(run.folder / "teacher")).listen(objective.reads_hidden, objective.teacher_layers)
-        return LiveTeacher(model, Accelerator().device)
-    return FirstThatKnows(recordings)
+    return live_teacher(run, wanted, objective.teacher_layers)
+
+
+def hears_recording(run: Run, course: Course) -> bool:
+    """Whether all that a course hears was recorded."""
+    wanted = wanted_of(run, course)
+    return not course.training.terms.relations and any(one.covers(wanted) for one in recordings(run))
+
+
+def live_teacher(run: Run, wanted: Recording, layers: Sequence[int]) -> LiveTeacher:
+    """The model itself, telling queries, keys and values of these layers beside what is wanted."""
+    if wanted.teacher == "fine_tuned":
+        model = load_finished(str(run.folder / "teacher"))
+    else:
+        model = load_headless(run.teacher_location, run.recipe.teacher.revision)
+    device = Accelerator().device
+    is_bf16 = not wanted.exact and uses_bf16(run.recipe.teacher.optim, device)
+    return LiveTeacher(model.listen(bool(wanted.hidden), layers), device, "bf16" if is_bf16 else "fp32")
 
 
 def needs_teacher(terms: Terms) -> bool:
@@ -157,22 +254,36 @@ def needs_teacher(terms: Terms) -> bool:
 
 
 def check_space(run: Run) -> None:
-    """Recorded hidden states are the only large files of a run: find out now if the disk cannot hold them."""
-    needed = state_bytes(run, len(recorded_layers(run)))
+    """Recorded layers are the only large files of a run: find out now if the disk cannot hold them."""
+    needed = sum(bytes_of(run, one) for one in recordings(run)) - bytes_there(run)
     place = next(folder for folder in (run.folder, *run.folder.absolute().parents) if folder.exists())
     free = shutil.disk_usage(place).free
     if needed > free:
         raise UsageError(
-            f"{place} has {free / 1e9:.1f} GB free, and the recorded hidden states may need {needed / 1e9:.1f} GB;"
-            " free some space, lower corpus.budget_tokens, or set teacher.record_hidden: false"
+            f"{place} has {free / 1e9:.1f} GB free, and the recorded layers of the teacher may need {needed / 1e9:.1f}"
+            " GB; free some space, lower corpus.budget_tokens, or set teacher.record_hidden: false"
         )
+
+
+def bytes_there(run: Run) -> float:
+    """What is on disk already: all, if the recordings there are those that the recipe asks for."""
+    folder = (run.folder / "teacher_outputs").resolve()
+    artifact = open_artifact(folder)
+    if artifact is not None and artifact.manifest["inputs"].get("recordings") == as_json(recordings(run)):
+        return math.inf
+    return sum(path.stat().st_size for path in partial_folder(folder).rglob("*.npy"))
+
+
+def as_json(recordings: Iterable[Recording]) -> list[dict[str, Any]]:
+    return [{**asdict(one), "hidden": list(one.hidden), "taps": list(one.taps)} for one in recordings]
 
 
 def check_lessons(run: Run) -> None:
     """Find impossible pairs of recipe, teacher and student before a model is loaded."""
     ours, theirs = student_widths(run), teacher_widths(run)
-    for name, training in trainings(run).items():
-        terms = training.terms
+    for name, course in trainings(run.recipe).items():
+        terms = course.training.terms
+        check_texts(name, course)
         keys = (
             (torch.zeros(ours.embedding, theirs.embedding), torch.zeros(ours.embedding)) if terms.neighbours else None
         )
@@ -185,14 +296,33 @@ def check_lessons(run: Run) -> None:
                 f"distill.{name}.terms.attention={terms.attention} compares scores without rotary positions, which"
                 f" student.architecture={run.recipe.student.architecture} has; use relations, or architecture: bert"
             )
-        if terms.gold and name == "corpus":
-            raise UsageError(f"distill.corpus.terms.gold={terms.gold}: the corpus has no gold labels; set it to 0")
+        if terms.attention or terms.relations:
+            refuse_untappable(run.teacher_config, scores=terms.attention > 0)
         if terms.reads_tokens and not run.shares_tokenizer:
             raise UsageError(
                 f"distill.{name}.terms: hidden, attention and relations compare token by token, but student.tokenizer"
                 f"={run.recipe.student.tokenizer!r} differs from the teacher's; remove student.tokenizer or these terms"
             )
+    if run.recipe.knowledge_base.projection.optim.keep == "best":
+        raise UsageError(
+            "knowledge_base.projection.optim.keep=best: the map to keys has no score to be judged by; set it to last"
+        )
     check_start(run)
+
+
+def check_texts(name: str, course: Course) -> None:
+    """The texts have, and the teacher says, what the terms read."""
+    terms = course.training.terms
+    if terms.gold and course.texts != "task":
+        raise UsageError(f"distill.{name}.terms.gold={terms.gold}: the corpus has no gold labels; set it to 0")
+    if course.teacher == "pretrained":
+        key = "distill.general.teacher" if name == "general" else "distill.corpus_teacher"
+        for term in ("soft_labels", "embedding", "neighbours"):
+            if weight := getattr(terms, term):
+                raise UsageError(
+                    f"distill.{name}.terms.{term}={weight} reads what a fine-tuned teacher says, but {key}=pretrained"
+                    " has hidden states, queries and keys only; set the term to 0, or the teacher to fine_tuned"
+                )
 
 
 def check_start(run: Run) -> None:

@@ -1,22 +1,28 @@
-"""Independent jobs side by side: one process each, with its share of the cores."""
+"""Independent jobs side by side: in processes of their own, which die with this one."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from multiprocessing import active_children, connection, get_context, parent_process
 from threading import Thread
-from typing import Any
-
-import torch
+from typing import Any, TypeVar
 
 from openbook.console import track
 
 Progress = Callable[[int], None]  # told how many updates are done
 Job = tuple[Any, ...]
+Result = TypeVar("Result")
 
-_done: Any = None  # set once in every worker process: updates done, one number a job
+SPAWN = get_context("spawn")
+IN_FLIGHT = 2  # jobs a worker: one at work, one waiting for it
+
+_done: Any = None  # set once in every worker process of `run_jobs`: updates done, one number a job
+_once: Job = ()  # set once in every worker process of `map_jobs`
 
 
 def run_jobs(work: Callable[..., None], jobs: Sequence[Job], workers: int, what: str, updates: int) -> None:
@@ -24,17 +30,44 @@ def run_jobs(work: Callable[..., None], jobs: Sequence[Job], workers: int, what:
 
     Each worker has its share of the cores and dies with this process: a killed run leaves no one writing behind it.
     """
-    others = set(active_children())
+    import torch  # here and below: workers of `map_jobs` do not wait for it
+
     threads = max(1, torch.get_num_threads() // workers)
-    context = get_context("spawn")
-    done = context.Array("q", len(jobs), lock=False)
-    with (
-        track(what, updates) as advance,
-        ProcessPoolExecutor(workers, context, initializer=set_up, initargs=(threads, done)) as pool,
-    ):
+    done = SPAWN.Array("q", len(jobs), lock=False)
+    with track(what, updates) as advance, workers_of(workers, set_up, (threads, done)) as pool:
         futures = [pool.submit(call, work, place, job) for place, job in enumerate(jobs)]
+        watch(futures, lambda: advance(sum(done)))
+
+
+def map_jobs(
+    work: Callable[..., Result], jobs: Iterable[Job], workers: int, *, once: tuple[Any, ...] = ()
+) -> Iterator[Result]:
+    """`work(*once, *job)` of every job, in the order of the jobs, `workers` at a time with one thread each.
+
+    Jobs are drawn as they are needed, a few at a time; `once` is sent to each worker once. The first error stops the
+    rest and is raised. One worker is this process.
+    """
+    if workers == 1:
+        for job in jobs:
+            yield work(*once, *job)
+        return
+    with workers_of(workers, set_up_once, (once,)) as pool:
+        waiting: deque[Future[Result]] = deque()
+        for job in jobs:
+            waiting.append(pool.submit(call_once, work, job))
+            if len(waiting) == IN_FLIGHT * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+@contextmanager
+def workers_of(workers: int, initializer: Callable[..., None], arguments: Job) -> Iterator[ProcessPoolExecutor]:
+    """A pool whose workers are stopped at once if the block ends with an error."""
+    others = set(active_children())
+    with ProcessPoolExecutor(workers, SPAWN, initializer=initializer, initargs=arguments) as pool:
         try:
-            watch(futures, lambda: advance(sum(done)))
+            yield pool
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in set(active_children()) - others:
@@ -53,9 +86,20 @@ def watch(futures: Sequence[Future[None]], look: Callable[[], None]) -> None:
 
 
 def set_up(threads: int, done: Any) -> None:
+    import torch
+
     global _done
     _done = done
     torch.set_num_threads(threads)
+    Thread(target=die_with_parent, daemon=True).start()
+
+
+def set_up_once(once: Job) -> None:
+    global _once
+    _once = once
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for what the work imports yet
     Thread(target=die_with_parent, daemon=True).start()
 
 
@@ -72,3 +116,7 @@ def call(work: Callable[..., None], place: int, job: Job) -> None:
         _done[place] = updates
 
     work(*job, progress)
+
+
+def call_once(work: Callable[..., Result], job: Job) -> Result:
+    return work(*_once, *job)

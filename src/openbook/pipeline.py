@@ -16,13 +16,16 @@ from typing import Any
 from openbook.checkpoint import building, fingerprint, open_artifact, partial_folder
 from openbook.config import Recipe, UsageError
 from openbook.console import console
-from openbook.lessons import check_lessons, check_space
+from openbook.lessons import check_lessons, check_space, reads_corpus
 from openbook.stages import (
+    build_bank,
     build_corpus,
+    build_index,
     build_kb,
     distill,
     evaluate,
     record_answers,
+    retrieve,
     train_teacher,
     write_report,
 )
@@ -41,27 +44,33 @@ class Stage:
 
     name: str
     folder: str
-    upstream: tuple[str, ...]
+    upstream: Callable[[Recipe], tuple[str, ...]]
     inputs: Callable[[Run], dict[str, Any]]
     build: Callable[[Run, Path], None]
+
+
+def before_recording(recipe: Recipe) -> tuple[str, ...]:
+    return ("train-teacher", "build-corpus") if reads_corpus(recipe) else ("train-teacher",)
+
+
+def after(*names: str) -> Callable[[Recipe], tuple[str, ...]]:
+    """The same stages before it, whatever the recipe."""
+    return lambda recipe: names
 
 
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("train-teacher", "teacher", (), train_teacher.inputs, train_teacher.build),
-        Stage("build-corpus", "corpus", (), build_corpus.inputs, build_corpus.build),
-        Stage(
-            "record-answers",
-            "teacher_outputs",
-            ("train-teacher", "build-corpus"),
-            record_answers.inputs,
-            record_answers.build,
-        ),
-        Stage("distill", "student", ("record-answers",), distill.inputs, distill.build),
-        Stage("build-kb", "knowledge_base", ("distill",), build_kb.inputs, build_kb.build),
-        Stage("evaluate", "evaluation", ("build-kb",), evaluate.inputs, evaluate.build),
-        Stage("report", "report", ("evaluate",), write_report.inputs, write_report.build),
+        Stage("train-teacher", "teacher", after(), train_teacher.inputs, train_teacher.build),
+        Stage("build-bank", "bank", after(), build_bank.inputs, build_bank.build),
+        Stage("build-index", "index", after("build-bank"), build_index.inputs, build_index.build),
+        Stage("retrieve", "hits", after("build-index"), retrieve.inputs, retrieve.build),
+        Stage("build-corpus", "corpus", build_corpus.upstream, build_corpus.inputs, build_corpus.build),
+        Stage("record-answers", "teacher_outputs", before_recording, record_answers.inputs, record_answers.build),
+        Stage("distill", "student", after("record-answers"), distill.inputs, distill.build),
+        Stage("build-kb", "knowledge_base", after("distill"), build_kb.inputs, build_kb.build),
+        Stage("evaluate", "evaluation", after("build-kb"), evaluate.inputs, evaluate.build),
+        Stage("report", "report", after("evaluate"), write_report.inputs, write_report.build),
     )
 }
 
@@ -79,22 +88,22 @@ class Step:
 def plan(run: Run, until: str = "report") -> list[Step]:
     """The stages that `until` needs, in order. Fingerprints chain: a stage is stale if anything before it is."""
     steps: dict[str, Step] = {}
-    for name in needed(until):
+    for name in needed(until, run.recipe):
         stage = STAGES[name]
-        upstream = {before: fingerprint(steps[before].inputs) for before in stage.upstream}
+        upstream = {before: fingerprint(steps[before].inputs) for before in stage.upstream(run.recipe)}
         inputs = {"stage": name, "upstream": upstream, **stage.inputs(run)}
         why = reason(run.folder / stage.folder, inputs)
         steps[name] = Step(stage, inputs, why == "", why or "its inputs did not change")
     return list(steps.values())
 
 
-def needed(until: str) -> list[str]:
+def needed(until: str, recipe: Recipe) -> list[str]:
     wanted: set[str] = set()
     waiting = [until]
     while waiting:
         name = waiting.pop()
         wanted.add(name)
-        waiting += STAGES[name].upstream
+        waiting += STAGES[name].upstream(recipe)
     return [name for name in STAGES if name in wanted]
 
 
@@ -102,7 +111,7 @@ def reason(folder: Path, inputs: dict[str, Any]) -> str:
     """Why a stage must run; empty if it need not."""
     artifact = open_artifact(folder)
     if artifact is None:
-        begun = partial_folder(folder).exists()
+        begun = partial_folder(folder.resolve()).exists()
         return "it was interrupted and resumes" if begun else "it has not run yet"
     if artifact.manifest["fingerprint"] == fingerprint(inputs):
         return ""
@@ -125,6 +134,7 @@ def check(run: Run) -> None:
     train_teacher.check(run)
     check_lessons(run)
     check_space(run)
+    build_bank.check(run)
     build_corpus.check(run)
 
 

@@ -33,6 +33,16 @@ STYLE: dict[str, Any] = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
 }
+CURVE: dict[str, Any] = {"linewidth": 1.6, "elinewidth": 1, "markersize": 5, "capsize": 3}
+ANYWHERE = {  # each at least 3:1 against white and against GitHub's dark page, text at least 4:1
+    "ink": "#767b82",
+    "line": "#767b82",
+    "model-0": "#767b82",
+    "model-1": "#b0781f",
+    "model-2": "#3f83c4",
+    "model-3": "#2a8a5a",
+    "model-4": "#9a5fb8",
+}
 POINTS_APART, LABELS_APART = 0.02, 0.085  # at least, as shares of the axis
 
 
@@ -138,6 +148,36 @@ def corpus_bars(described: Mapping[str, Mapping[str, float]]) -> Markup:
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize=9, handlelength=0.8)
 
     return _drawn(draw, "variety of the corpora and their closeness to the task")
+
+
+def score_curve(title: str, series: Mapping[str, Sequence[tuple[float, float, float | None]]]) -> Markup:
+    """Scores against the share of a corpus: a line a series, of (share, mean score, sd or None), scores as fractions.
+
+    Lines are told apart by colour and by the shape of their points, which stand a little aside so that bars do not
+    cover each other.
+    """
+
+    def draw(axes: Axes) -> None:
+        for place, (name, points) in enumerate(series.items()):
+            if not points:
+                continue  # the others keep their colours
+            aside = 0.008 * (place - (len(series) - 1) / 2)
+            shares, scores = [share + aside for share, _, _ in points], [100 * score for _, score, _ in points]
+            errors = [100 * (error or 0.0) for _, _, error in points]
+            tint, dashes = f"#01020{(place + 1) % len(MODELS)}", "-" if place < len(MODELS) else ":"
+            axes.errorbar(shares, scores, errors, fmt=f"{dashes}{'osD^v'[place % 5]}", color=tint, label=name, **CURVE)
+        axes.set(xlim=(0, 1.05), xlabel="share of the corpus")
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.grid(axis="y", color=LINE, linewidth=0.4, alpha=0.6)
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False, fontsize=9)
+
+    return _drawn(draw, title, height=3.4)
+
+
+def standalone(drawing: Markup) -> str:
+    """A figure as a file of its own, in colours that are legible on white and on black pages alike."""
+    return re.sub(r"var\(--([a-z0-9-]+)\)", lambda match: ANYWHERE[match[1]], drawing) + "\n"
 
 
 def _drawn(draw: Callable[[Axes], None], description: str, height: float = 3.2) -> Markup:

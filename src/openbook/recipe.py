@@ -73,16 +73,21 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     dotted, equals, value = override.partition("=")
     if not equals or not dotted:
         raise UsageError(f"--set {override!r} is not of the form key=value, such as student.layers=4")
-    *parents, last = dotted.strip().split(".")
+    lay(raw, dotted.strip(), parse_yaml(value, f"--set {dotted}"), f"--set {dotted}")
+
+
+def lay(raw: dict[str, Any], dotted: str, value: Any, origin: str) -> None:
+    """Set one dotted key of a raw recipe."""
+    *parents, last = dotted.split(".")
     place = raw
     for parent in parents:
         below = place.get(parent)
         if below is None:
             below = place[parent] = {}
         if not isinstance(below, dict):
-            raise UsageError(f"--set {dotted}: {parent!r} is {below!r} in the recipe, so nothing can be set below it")
+            raise UsageError(f"{origin}: {parent!r} is {below!r} in the recipe, so nothing can be set below it")
         place = below
-    place[last] = parse_yaml(value, f"--set {dotted}")
+    place[last] = value
 
 
 def validate_recipe(raw: dict[str, Any], origin: str) -> Recipe:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openbook.checkpoint import building, is_fresh, open_artifact
+from openbook.checkpoint import building, fingerprint, is_fresh, open_artifact
 from openbook.console import track
 from openbook.distillation.mapping import copied_layers
 from openbook.lessons import blank_student
-from openbook.models.encoder import Encoder, load_finished
+from openbook.models.encoder import Encoder, load_finished, load_pretrained
 from openbook.models.student import start_from_layers, start_from_word_answers, start_from_word_embeddings
 from openbook.types import Batch
 from openbook.workspace import Run
@@ -26,7 +26,10 @@ def fresh_student(run: Run, seed: int) -> Encoder:
     settings, student = run.recipe.student, blank_student(run, seed)
     if settings.init == "random" and settings.embeddings == "random":
         return student
-    teacher = load_finished(str(run.folder / "teacher"))
+    if settings.init == "layer_copy" and settings.copy_from == "pretrained":
+        teacher = load_pretrained(run.teacher_location, run.head, run.recipe.teacher.revision, seed)
+    else:
+        teacher = load_finished(str(run.folder / "teacher"))
     if settings.init == "layer_copy":
         start_from_layers(student, teacher, copied_layers(teacher.layers, student.layers, settings.copy_which))
     elif settings.embeddings == "projected":
@@ -37,19 +40,23 @@ def fresh_student(run: Run, seed: int) -> Encoder:
     return student
 
 
+def word_inputs(run: Run) -> dict[str, Any]:
+    artifact = open_artifact(run.folder / "teacher")
+    assert artifact is not None
+    return {"teacher": artifact.manifest["fingerprint"]}
+
+
 def words_folder(run: Run) -> Path:
-    return run.folder / "words"
+    return run.folder / "words" / fingerprint(word_inputs(run))[:16]
 
 
 def record_word_answers(run: Run) -> None:
     """Keep the teacher's answer to every word-piece of its vocabulary on disk, if the students start from it."""
     if run.recipe.student.embeddings != "distilled" or run.recipe.student.init != "random":
         return
-    artifact = open_artifact(run.folder / "teacher")
-    assert artifact is not None
-    inputs: dict[str, Any] = {"teacher": artifact.manifest["fingerprint"]}
-    if not is_fresh(words_folder(run), inputs):
-        with building(words_folder(run), inputs) as partial:
+    inputs, folder = word_inputs(run), words_folder(run)
+    if not is_fresh(folder, inputs):
+        with building(folder, inputs) as partial:
             answers = word_answers(load_finished(str(run.folder / "teacher")), run.teacher_tokenizer)
             np.save(partial / "answers.npy", answers.to(torch.float16).numpy())
 

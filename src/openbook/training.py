@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from openbook.checkpoint import read_json, write_json
-from openbook.config import Optim
+from openbook.config import Optim, UsageError
 from openbook.types import Batch, Outputs
 
 LossOf = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]  # the number to minimise, and its named parts
@@ -30,6 +31,14 @@ class Plan(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, step: int) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What tells how good the weights are (larger is better), and after how many steps it is asked; at the end too."""
+
+    score: Callable[[], float]
+    after: Collection[int]
 
 
 class Lesson(nn.Module):
@@ -53,14 +62,18 @@ def train(
     accelerator: Accelerator,
     scratch: Path | None = None,
     advance: Advance = lambda done: None,
+    judge: Judge | None = None,
 ) -> History:
     """Train `lesson` on every batch of `plan` and return the mean of each loss part over about 100 stretches.
 
     With a `scratch` folder it leaves a checkpoint there every `optim.checkpoint_every` updates and continues from the
     last whole one, also when all was done; weights and history then equal those of an uninterrupted run.
+    With `optim.keep: best` the weights that the judge liked best stay, the earlier ones of two; what it said is in the
+    history as `holdout`.
     Raises FloatingPointError, naming the step and the parts, when the loss is not finite.
     """
-    updates = math.ceil(len(plan) / optim.accumulation)
+    updates = count_updates(plan, optim)
+    judged = judged_updates(judge, updates, optim)
     optimizer = AdamW(grouped(lesson, optim.weight_decay), lr=optim.learning_rate, fused=True)
     prepared: Any = accelerator.prepare(optimizer)
     lesson.train()
@@ -80,13 +93,30 @@ def train(
         set_rate(optimizer, optim.learning_rate * scale(update, updates, optim.warmup))
         prepared.step()
         prepared.zero_grad()
-        if (update + 1) % log_every == 0 or update + 1 == updates:
+        if (update + 1) % log_every == 0 or update + 1 == updates or update + 1 in judged:
             history.append(summary(update + 1, sums, optimizer))
+        if judge is not None and update + 1 in judged:
+            history[-1]["holdout"] = state.offer(judge.score())
+            lesson.train()
         if (update + 1) % optim.checkpoint_every == 0 or update + 1 == updates:
             state.save(update + 1, history, sums)
         advance(update + 1)
+    state.put_best_back()
     lesson.eval()
     return history
+
+
+def count_updates(plan: Plan, optim: Optim) -> int:
+    return math.ceil(len(plan) / optim.accumulation)
+
+
+def judged_updates(judge: Judge | None, updates: int, optim: Optim) -> set[int]:
+    """How many updates are done whenever the judge is asked; never, if the last weights stay whatever it says."""
+    if optim.keep == "last":
+        return set()
+    if judge is None:
+        raise UsageError("optim.keep=best needs held-out rows to judge by, and this training has none; set it to last")
+    return {updates, *(math.ceil(step / optim.accumulation) for step in judge.after)}
 
 
 def scale(update: int, updates: int, warmup: float) -> float:
@@ -119,8 +149,11 @@ def has_bf16(device: torch.device) -> bool:
 
 def precision_of(optim: Optim, device: torch.device) -> torch.autocast:
     """The autocast context of `optim.precision`; losses compute in fp32 inside it."""
-    uses_bf16 = optim.precision == "bf16" or (optim.precision == "auto" and has_bf16(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16)
+    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(optim, device))
+
+
+def uses_bf16(optim: Optim, device: torch.device) -> bool:
+    return optim.precision == "bf16" or (optim.precision == "auto" and has_bf16(device))
 
 
 def refuse_non_finite(loss: Tensor, parts: dict[str, Tensor], step: int) -> None:
@@ -151,6 +184,17 @@ class TrainingState:
 
     def __init__(self, lesson: nn.Module, optimizer: torch.optim.Optimizer, scratch: Path | None):
         self.lesson, self.optimizer, self.scratch = lesson, optimizer, scratch
+        self.best: tuple[float, dict[str, Tensor]] | None = None  # score and weights
+
+    def offer(self, score: float) -> float:
+        """Remember the weights as they are if no earlier ones scored as well."""
+        if self.best is None or score > self.best[0]:
+            self.best = score, weights_of(self.lesson)
+        return score
+
+    def put_best_back(self) -> None:
+        if self.best is not None:
+            self.lesson.load_state_dict(self.best[1])
 
     def save(self, update: int, history: History, sums: dict[str, float]) -> None:
         if self.scratch is None:
@@ -158,12 +202,14 @@ class TrainingState:
         aside = self.scratch / ".checkpoint"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        save_file(
-            {k: v.contiguous().clone() for k, v in self.lesson.state_dict().items()}, aside / "weights.safetensors"
-        )
+        save_file(weights_of(self.lesson), aside / "weights.safetensors")
         save_file(self.moments(), aside / "optimizer.safetensors")
         save_file({"cpu": torch.get_rng_state(), **cuda_rng()}, aside / "rng.safetensors")
-        write_json(aside / "progress.json", {"update": update, "history": history, "sums": sums})
+        progress = {"update": update, "history": history, "sums": sums}
+        if self.best is not None:
+            progress["best"] = self.best[0]
+            save_file(self.best[1], aside / "best.safetensors")
+        write_json(aside / "progress.json", progress)
         os.rename(aside, self.scratch / f"checkpoint-{update}")
         for older in self.found()[:-1]:
             shutil.rmtree(older)
@@ -195,7 +241,14 @@ class TrainingState:
         for place, value in rng.items():
             torch.cuda.set_rng_state(value, int(place))
         progress = read_json(folder / "progress.json")
+        if "best" in progress:
+            self.best = progress["best"], load_file(folder / "best.safetensors")
         return progress["update"], progress["history"], progress["sums"]
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of all weights, as safetensors takes them."""
+    return {name: value.detach().contiguous().clone() for name, value in module.state_dict().items()}
 
 
 def cuda_rng() -> dict[str, Tensor]:

@@ -60,6 +60,7 @@ class Passage:
     id: str
     text: str
     document: str
+    text_pair: str | None = None  # of a corpus whose units are pairs already
     tokens: int = 0  # word-pieces of the student's tokenizer after truncation, without special tokens
     rank: int = 0  # best rank over all anchors that found it, from 0
     anchors: int = 0  # how many anchors found it

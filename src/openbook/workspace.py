@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from openbook.checkpoint import building, digest_folder, fingerprint, is_fresh
 from openbook.config import Recipe, UsageError
 from openbook.data.batches import Tokenised, tokenise
 from openbook.data.sources import digest, locate_model
-from openbook.data.tasks import TaskData, load_task
+from openbook.data.tasks import TaskData, load_task, unreported_texts
 from openbook.models.encoder import Head
 from openbook.models.student import load_tokenizer
 from openbook.recipe import dump_recipe
@@ -35,6 +36,21 @@ class Run:
     @cached_property
     def task(self) -> TaskData:
         return load_task(self.recipe.task)
+
+    @cached_property
+    def other_task(self) -> TaskData:
+        """The task whose texts are the queries of `corpus.select: other_task`."""
+        assert self.recipe.corpus.other is not None
+        return load_task(self.recipe.corpus.other)
+
+    @cached_property
+    def evaluation_texts(self) -> list[str]:
+        """Every text of every split that a score comes from, of all tasks that are named: none may enter the bank."""
+        named = [self.recipe.task, *self.recipe.corpus.also_guard]
+        tasks = [self.task, *(load_task(settings) for settings in named[1:])]
+        rows = chain.from_iterable(chain(task.holdout, task.test) for task in tasks)
+        reported = (text for row in rows for text in (row.text, row.text_pair) if text is not None)
+        return sorted({*reported, *chain.from_iterable(map(unreported_texts, named))})
 
     @cached_property
     def task_digest(self) -> str:

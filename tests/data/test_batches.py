@@ -1,6 +1,7 @@
 """Tokenised once, mapped into memory, and batched as a pure function of seed and step."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,6 @@ def test_a_crash_leaves_the_old_file(tmp_path: Path, tokenizer: Any, monkeypatch
     [
         ([], "no example"),
         ([Example("x", "a"), Example("x", "b")], "same id"),
-        ([Example("x", "a", "b"), Example("y", "a")], "some examples are pairs"),
         ([Example("x", "a", label=1), Example("y", "a")], "some examples have a label"),
     ],
 )
@@ -128,31 +128,81 @@ def test_a_tokenizer_without_padding_is_refused(tmp_path: Path, tokenizer: Any) 
         tokenise([Example("x", "a")], bare, 8, tmp_path)
 
 
-any_lengths = st.lists(st.integers(2, 60), min_size=1, max_size=300).map(np.array)
+def test_pairs_and_single_texts_are_read_as_they_are(tmp_path: Path, tokenizer: Any) -> None:
+    """Sentences that are read two by two leave an odd one; whichever kind comes first."""
+    single, pair, empty = Example("x", "a b"), Example("y", "a", "b c"), Example("z", "a", "")
+    for place, examples in enumerate(([single, pair, empty], [pair, empty, single])):
+        tokenised = tokenise(examples, tokenizer, 8, tmp_path / str(place))
+        rows = dict(zip(tokenised.ids.to_pylist(), range(3), strict=True))
+        batch = tokenised.batch([rows[name] for name in "xyz"])
+        assert batch.input_ids.tolist() == [
+            [CLS, 3, 4, SEP, PAD, PAD],
+            [CLS, 3, SEP, 4, 5, SEP],
+            [CLS, 3, SEP, SEP, PAD, PAD],
+        ]
+        assert batch.token_type_ids.tolist() == [[0] * 6, [0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 0, 0]]
+        assert [tokenised.tokens[rows[name]] for name in "xyz"] == [2, 3, 1]
+
+
+def test_tokens_are_counted_after_cutting_without_special_ones(tmp_path: Path, tokenizer: Any) -> None:
+    examples = [Example("x", "a b c d " * 9), Example("y", "a b c d " * 9, "a b c"), Example("z", "")]
+    tokenised = tokenise(examples, tokenizer, 8, tmp_path)
+    assert tokenised.lengths.tolist() == [8, 8, 2]
+    assert tokenised.tokens.tolist() == [6, 5, 0]
+
+
+any_tokens = st.lists(st.integers(2, 60), min_size=1, max_size=300).map(np.array)
+any_optim = st.builds(Optim, batch_size=st.integers(1, 9), batch_tokens=st.none() | st.integers(60, 200))
+
+
+def lists(batches: list[Any]) -> list[list[int]]:
+    return [batch.tolist() for batch in batches]
 
 
 @settings(max_examples=60, deadline=None)
-@given(any_lengths, st.integers(0, 5), st.integers(0, 5), st.integers(1, 9), st.none() | st.integers(60, 200))
-def test_an_epoch_has_every_example_once(
-    lengths: np.ndarray[Any, Any], epoch: int, seed: int, batch_size: int, batch_tokens: int | None
-) -> None:
-    batches = epoch_batches(lengths, epoch, seed, batch_size, batch_tokens)
-    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
-    again = epoch_batches(lengths, epoch, seed, batch_size, batch_tokens)
-    assert [batch.tolist() for batch in batches] == [batch.tolist() for batch in again]
-    if batch_tokens is None:
-        assert len(batches) == math.ceil(len(lengths) / batch_size)
-        assert max(map(len, batches)) <= batch_size
+@given(any_tokens, st.integers(0, 5), st.integers(0, 5), any_optim)
+def test_an_epoch_has_every_example_once(tokens: np.ndarray[Any, Any], epoch: int, seed: int, optim: Optim) -> None:
+    batches, left = epoch_batches(tokens, epoch, seed, optim)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(tokens)))
+    assert len(left) == 0
+    assert lists(batches) == lists(epoch_batches(tokens, epoch, seed, optim)[0])
+    if optim.batch_tokens is None:
+        assert len(batches) == math.ceil(len(tokens) / optim.batch_size)
+        assert max(map(len, batches)) <= optim.batch_size
     else:
-        assert max(lengths[batch].sum() for batch in batches) <= batch_tokens
+        assert max(tokens[batch].sum() for batch in batches) <= optim.batch_tokens
 
 
-def test_a_batch_of_tokens_is_filled(tmp_path: Path) -> None:
+@settings(max_examples=60, deadline=None)
+@given(any_tokens, st.integers(0, 5), any_optim)
+def test_what_an_epoch_leaves_over_is_read_in_the_next(tokens: np.ndarray[Any, Any], seed: int, optim: Optim) -> None:
+    left = np.empty(0, np.int64)
+    read = np.zeros(len(tokens), np.int64)
+    for epoch in range(4):
+        batches, left = epoch_batches(tokens, epoch, seed, optim, left)
+        for batch in batches:
+            np.add.at(read, batch, 1)
+            if optim.batch_tokens is None:
+                assert len(batch) == optim.batch_size
+            else:
+                assert optim.batch_tokens - tokens.max() < tokens[batch].sum() <= optim.batch_tokens
+        waiting = np.bincount(left, minlength=len(tokens))
+        assert (read + waiting == epoch + 1).all()
+
+
+def test_a_batch_of_tokens_is_filled() -> None:
     """Ten examples of 10 tokens fit into 39 tokens three at a time."""
-    batches = epoch_batches(np.full(10, 10), 0, 0, 1, 39)
+    batches, _ = epoch_batches(np.full(10, 10), 0, 0, Optim(batch_tokens=39))
     assert sorted(map(len, batches)) == [1, 3, 3, 3]
     with pytest.raises(UsageError, match=r"optim\.batch_tokens=9 is less than the longest example \(10 tokens\)"):
-        epoch_batches(np.full(10, 10), 0, 0, 1, 9)
+        epoch_batches(np.full(10, 10), 0, 0, Optim(batch_tokens=9))
+
+
+def sentence_lengths(median: float, tokens: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    """Lengths as real sentences have them, log-normal, cut at 62 word-pieces; so many tokens in all."""
+    spread = np.random.default_rng(seed).lognormal(math.log(median), 0.6, 4 * round(tokens / median))
+    lengths = np.clip(spread.astype(np.int64), 1, 62)
+    return lengths[: int(np.searchsorted(np.cumsum(lengths), tokens))]
 
 
 @pytest.mark.parametrize(("batch_size", "batch_tokens"), [(32, None), (16, None), (32, 2_048)])
@@ -160,41 +210,118 @@ def test_little_is_padding_and_the_order_is_random(batch_size: int, batch_tokens
     """Lengths as real sentences have them: log-normal around 22 word-pieces, from 4 to 128."""
     spread = np.random.default_rng(0).lognormal(math.log(22), 0.6, 20_000)
     lengths = np.clip(spread.astype(np.int64), 4, 128)
-    batches = epoch_batches(lengths, 0, 0, batch_size, batch_tokens)
+    optim = Optim(batch_size=batch_size, batch_tokens=batch_tokens)
+    batches, _ = epoch_batches(lengths, 0, 0, optim)
     padded = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
     assert 1 - lengths.sum() / padded < 0.05
     means = np.array([lengths[batch].mean() for batch in batches])
     assert abs(np.corrcoef(means[1:], means[:-1])[0, 1]) < 0.15  # a long batch says nothing about the next
-    other = epoch_batches(lengths, 1, 0, batch_size, batch_tokens)
+    other, _ = epoch_batches(lengths, 1, 0, optim)
     assert not {tuple(sorted(batch)) for batch in batches} & {tuple(sorted(batch)) for batch in other}
-    assert not np.array_equal(other[0], epoch_batches(lengths, 1, 1, batch_size, batch_tokens)[0])
+    assert not np.array_equal(other[0], epoch_batches(lengths, 1, 1, optim)[0][0])
 
 
-@pytest.mark.parametrize(("epochs", "steps"), [(0, 0), (0.1, 1), (1, 4), (1.5, 6), (2.25, 9), (2.26, 10), (3, 12)])
-def test_a_plan_has_fractions_of_epochs(tmp_path: Path, tokenizer: Any, epochs: float, steps: int) -> None:
+def test_batches_may_disregard_length() -> None:
+    lengths = np.arange(1, 201)
+    sorted_ones, _ = epoch_batches(lengths, 0, 0, Optim(batch_size=10))
+    mixed, _ = epoch_batches(lengths, 0, 0, Optim(batch_size=10), by_length=False)
+    assert max(np.ptp(batch) for batch in sorted_ones) == 9
+    assert min(np.ptp(batch) for batch in mixed) > 50
+
+
+@pytest.mark.parametrize(
+    ("epochs", "ends"),
+    [
+        (0, []),
+        (0.1, [1]),
+        (1, [4]),
+        (1.5, [4, 6]),
+        (2.25, [4, 8, 9]),
+        (2.26, [4, 8, 10]),
+        (3, [4, 8, 12]),
+    ],
+)
+def test_a_plan_has_fractions_of_epochs(tmp_path: Path, tokenizer: Any, epochs: float, ends: list[int]) -> None:
     plan = BatchPlan(
         of_lengths(tmp_path, tokenizer, [3 + n % 7 for n in range(14)]), Optim(epochs=epochs, batch_size=4), 0
     )
-    assert len(plan) == steps == len(list(plan))
+    assert plan.epoch_ends == ends
+    assert len(plan) == max(ends, default=0) == len(list(plan))
 
 
-@pytest.mark.parametrize("batch_tokens", [None, 20])
-def test_a_step_has_the_same_batch_whenever_it_is_asked_for(
+@dataclass(frozen=True)
+class Counted:
+    """As much of tokenised text as the length of a plan depends on."""
+
+    tokens: np.ndarray[Any, Any]
+
+
+def planned(tokens: np.ndarray[Any, Any], wanted: int, most: int) -> list[Any]:
+    """The batches that a plan ends up with."""
+    plan = BatchPlan(Counted(tokens), Optim(tokens=wanted, batch_tokens=most), 0)  # type: ignore[arg-type]
+    counts = np.diff(plan._starts).tolist()
+    batches = [batch for epoch, count in enumerate(counts) for batch in plan._batches(epoch)[0][:count]]
+    assert len(batches) == len(plan)
+    return batches
+
+
+def test_equal_tokens_are_equal_steps_whatever_the_text() -> None:
+    """Property 13: corpora of other sizes and lengths, one smaller than a batch, for as many tokens each."""
+    wanted, most = 1_200_000, 4_096
+    found = {}
+    for median, size in ((8, 500_000), (20, 400_000), (35, 400_000), (20, 2_000_000), (12, 45_000), (20, 3_000)):
+        tokens = sentence_lengths(median, size)
+        batches = planned(tokens, wanted, most)
+        found[median, size] = len(batches), int(sum(tokens[batch].sum() for batch in batches))
+    steps, read = ([pair[place] for pair in found.values()] for place in (0, 1))
+    assert max(steps) <= 1.01 * min(steps)
+    assert all(wanted <= tokens < wanted + most for tokens in read), read
+
+
+def test_no_text_waits_while_others_repeat() -> None:
+    tokens = sentence_lengths(8, 30_000, seed=1)
+    read = np.bincount(np.concatenate(planned(tokens, 900_000, 4_096)), minlength=len(tokens))
+    assert np.ptp(read) <= 2
+    assert read.mean() == pytest.approx(900_000 / tokens.sum(), abs=1)
+
+
+@pytest.mark.parametrize("batch_tokens", [None, 40])
+def test_a_plan_ends_with_the_batch_that_reaches_its_tokens(
     tmp_path: Path, tokenizer: Any, batch_tokens: int | None
 ) -> None:
     tokenised = of_lengths(tmp_path, tokenizer, [3 + (n * n) % 11 for n in range(30)])
-    optim = Optim(epochs=3, batch_size=4, batch_tokens=batch_tokens)
+    long = Optim(tokens=2_000, batch_size=4, batch_tokens=batch_tokens, epochs=0.5)
+    read = np.cumsum([batch.attention_mask.sum() - 2 * len(batch.ids) for batch in BatchPlan(tokenised, long, 3)])  # type: ignore[attr-defined]
+    assert read[-2] < 2_000 <= read[-1]
+    for steps in (1, 2, len(read) // 2):
+        for tokens, expected in ((read[steps - 1], steps), (read[steps - 1] + 1, steps + 1)):
+            plan = BatchPlan(tokenised, long.model_copy(update={"tokens": int(tokens)}), 3)
+            assert len(plan) == expected
+            assert plan.epoch_ends[-1] == expected
+
+
+def test_an_empty_text_does_not_make_a_training_endless(tmp_path: Path, tokenizer: Any) -> None:
+    tokenised = tokenise([Example("x", ""), Example("y", "")], tokenizer, 8, tmp_path)
+    assert len(BatchPlan(tokenised, Optim(tokens=8, batch_tokens=4), 0)) == 2
+
+
+@pytest.mark.parametrize("batch_tokens", [None, 20])
+@pytest.mark.parametrize("tokens", [None, 500])
+def test_a_step_has_the_same_batch_whenever_it_is_asked_for(
+    tmp_path: Path, tokenizer: Any, batch_tokens: int | None, tokens: int | None
+) -> None:
+    tokenised = of_lengths(tmp_path, tokenizer, [3 + (n * n) % 11 for n in range(30)])
+    optim = Optim(epochs=3, batch_size=4, batch_tokens=batch_tokens, tokens=tokens)
     straight = [batch.ids for batch in BatchPlan(tokenised, optim, 5)]  # type: ignore[attr-defined]
     resumed = BatchPlan(tokenised, optim, 5)
     assert [resumed[step].ids for step in reversed(range(len(resumed)))] == straight[::-1]
-    epochs = [
-        batch.tolist() for epoch in range(3) for batch in epoch_batches(tokenised.lengths, epoch, 5, 4, batch_tokens)
-    ]
-    assert [[int(name.removeprefix("t/")) for name in names] for names in straight] == epochs
     assert straight != [batch.ids for batch in BatchPlan(tokenised, optim, 6)]  # type: ignore[attr-defined]
     for step in (-1, len(resumed)):
         with pytest.raises(IndexError):
             resumed[step]
+    if tokens is None:
+        epochs = [lists(epoch_batches(tokenised.tokens, epoch, 5, optim)[0]) for epoch in range(3)]
+        assert [[int(name.removeprefix("t/")) for name in names] for names in straight] == sum(epochs, [])
 
 
 def test_inference_goes_from_long_to_short_within_its_tokens(tmp_path: Path, tokenizer: Any) -> None:

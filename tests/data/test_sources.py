@@ -4,7 +4,10 @@ import gzip
 import json
 import re
 import sys
+import tracemalloc
+from itertools import islice
 from pathlib import Path
+from random import randbytes
 from typing import Any
 
 import pyarrow as pa
@@ -123,6 +126,35 @@ def test_large_files_are_streamed(tmp_path: Path) -> None:
     assert read(source(path, rows=":2"), "corpus") == [{"text": "a"}, {"text": "b"}]  # the broken line is not reached
 
 
+@pytest.mark.parametrize("row_groups", [1, 50])
+def test_a_parquet_file_is_not_held_in_memory(tmp_path: Path, row_groups: int) -> None:
+    path, rows = tmp_path / "rows.parquet", 12_000
+    table = pa.table({"text": [randbytes(500).hex() for _ in range(rows)]})
+    pq.write_table(table, path, row_group_size=rows // row_groups, compression="none", use_dictionary=False)
+    before = pa.total_allocated_bytes()
+    most = max(pa.total_allocated_bytes() - before for _ in documents(source(path), "corpus"))
+    assert path.stat().st_size > 12_000_000
+    assert most < 6_000_000
+
+
+def test_a_long_text_file_is_read_line_by_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.txt", b"a line of text\n" * 200_000)
+    tracemalloc.start()
+    assert sum(1 for _ in islice(documents(source(path), "corpus"), 10_000)) == 10_000
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1_000_000
+
+
+def test_columns_that_no_one_asked_for_stay_unread(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"title": ["A"], "text": ["one"], "vector": [[0.0] * 8]}), path)
+    assert list(stream(source(path), "corpus", "text")) == [{"text": "one"}]
+    assert list(documents(source(path, text="title"), "corpus")) == [("corpus/0", "A")]
+    with pytest.raises(UsageError, match=r"did you mean 'text'\? Its columns: 'title', 'text', 'vector'"):
+        list(documents(source(path, text="texts"), "corpus"))
+
+
 BAD_FILES = [
     ("empty.jsonl", "", {}, ["empty.jsonl", "no rows"]),
     ("header.csv", "text,label\n", {}, ["header.csv", "no rows"]),
@@ -180,6 +212,11 @@ def test_documents_take_the_column_text_or_the_only_strings(tmp_path: Path) -> N
     assert list(documents(source(two), "corpus[0]")) == [("corpus[0]/0", "one"), ("corpus[0]/2", "two")]
     assert list(documents(source(one), "corpus[1]")) == [("corpus[1]/0", "one"), ("corpus[1]/2", "two")]
     assert [text for _, text in documents(source(two, text="title"), "c")] == ["A", "B"]
+
+
+def test_half_a_character_does_not_stop_the_rest(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", '{"text": "caf\\u00e9 \\ud83d and \\ud83d\\ude00"}')
+    assert list(documents(source(path), "corpus")) == [("corpus/0", "café ? and 😀")]
 
 
 @pytest.mark.parametrize(
@@ -285,6 +322,11 @@ def test_a_local_folder_in_the_layout_of_the_hub(tmp_path: Path, monkeypatch: py
     assert read(train, "task.train") == [{"text": "NA", "label": 0}, {"text": "b", "label": 1}]
     test = train.model_copy(update={"split": "test"})
     assert list(documents(test, "corpus")) == [("corpus/0", "c")]
+    assert list(documents(train.model_copy(update={"text": "text"}), "corpus")) == [
+        ("corpus/0", "NA"),
+        ("corpus/1", "b"),
+    ]
+    assert list(stream(train, "corpus", "text")) == [{"text": "NA"}, {"text": "b"}]
     assert digest(train) == digest(train) != digest(test)
     assert digest(train) != digest(train.model_copy(update={"rows": ":1"}))
     with pytest.raises(UsageError, match=r"task\.test: .*split 'dev' cannot be loaded.*kind: file"):

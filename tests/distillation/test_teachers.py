@@ -4,19 +4,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from openbook.config import UsageError
-from openbook.distillation import teachers
-from openbook.distillation.teachers import FirstThatKnows, LiveTeacher, RecordedTeacher, record, silent
+from openbook.distillation import losses, teachers
+from openbook.distillation.teachers import LiveTeacher, RecordedTeacher, record, silent
 from openbook.types import Batch, Outputs
 
-LAYERS = (0, 2, 3)
+LAYERS, TAPS = (0, 2, 3), (1, 3)
+ARRAYS = ("logits", "embedding", "hidden-0", "hidden-2", "hidden-3", "query-1", "key-1", "query-3", "key-3")
 LENGTHS = {f"t/{row}": 3 + (row * 5) % 7 for row in range(12)}
 PIECES = {
     name: torch.randint(1, 30, (length,), generator=torch.Generator().manual_seed(length))
@@ -32,17 +32,19 @@ class Toy(nn.Module):
         torch.manual_seed(0)
         self.words, self.dropout = nn.Embedding(30, 8), nn.Dropout(0.5)
         self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.queries, self.keys = (nn.ModuleList(nn.Linear(8, 8) for _ in range(3)) for _ in range(2))
         self.norm, self.head = nn.BatchNorm1d(8), nn.Linear(8, 4)
         self.asked: list[str] = []
 
     def forward(self, batch: Batch) -> Outputs:
         self.asked += batch.ids
-        states = [self.words(batch.input_ids)]
-        for layer in self.layers:
+        states, taps = [self.words(batch.input_ids)], {}
+        for place, layer in enumerate(self.layers):
+            taps[place + 1] = self.queries[place](states[-1]), self.keys[place](states[-1]), states[-1]
             states.append(self.dropout(torch.tanh(layer(states[-1]))))
         real = batch.attention_mask[..., None]
         pooled = (states[-1] * real).sum(1) / real.sum(1)
-        return Outputs(self.head(self.norm(pooled)), pooled, tuple(states))
+        return Outputs(self.head(self.norm(pooled)), pooled, tuple(states), taps)
 
 
 def batch_of(names: Sequence[str], more: int = 0) -> Batch:
@@ -57,10 +59,19 @@ NAMES = list(LENGTHS)
 BATCHES = [batch_of(NAMES[start : start + 2]) for start in range(0, 12, 2)]
 
 
-def recorded(folder: Path, model: nn.Module, layers: Sequence[int] = LAYERS, batches: Any = BATCHES) -> RecordedTeacher:
+def recorded(
+    folder: Path, model: nn.Module, layers: Sequence[int] = LAYERS, taps: Sequence[int] = TAPS
+) -> RecordedTeacher:
     (folder / "scratch").mkdir(parents=True, exist_ok=True)
-    record(LiveTeacher(model), batches, LENGTHS, layers, folder, folder / "scratch")
+    record(LiveTeacher(model), BATCHES, LENGTHS, layers, folder, folder / "scratch", taps=taps)
     return RecordedTeacher(folder)
+
+
+def agree(read: Tensor, said: Tensor, real: Tensor) -> None:
+    """On disk in half precision, and zero where the batch is padded."""
+    assert (read.dtype, read.shape) == (torch.float16, said.shape)
+    torch.testing.assert_close(read[real].float(), said[real], rtol=1e-3, atol=1e-3)
+    assert (read[~real] == 0).all()
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -76,21 +87,70 @@ def test_live_and_recorded_answers_agree(tmp_path: Path, seed: int) -> None:
         assert (read.logits.dtype, read.embedding.dtype) == (torch.float32, torch.float32)
         real = batch.attention_mask.bool()
         for layer in LAYERS:
-            assert read.hidden[layer].shape == said.hidden[layer].shape
-            torch.testing.assert_close(read.hidden[layer][real], said.hidden[layer][real], rtol=1e-3, atol=1e-3)
-            assert (read.hidden[layer][~real] == 0).all()
+            agree(read.hidden[layer], said.hidden[layer], real)
         assert [layer for layer, state in enumerate(read.hidden) if state.numel()] == list(LAYERS)
+        for layer in TAPS:
+            for place in range(2):
+                agree(read.relations[layer][place], said.relations[layer][place], real)
+            assert read.relations[layer][2].numel() == 0  # values are not kept
+        assert list(read.relations) == list(TAPS)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_loss_cannot_tell_a_live_from_a_recorded_teacher(tmp_path: Path, seed: int) -> None:
+    model = Toy()
+    live, from_disk = LiveTeacher(model), recorded(tmp_path, model)
+    batch = batch_of(np.random.default_rng(seed).permutation(NAMES).tolist()[:5], more=seed)
+    generator = torch.Generator().manual_seed(seed)
+    width = batch.input_ids.shape[1]
+    student = [torch.randn(5, width, 4, generator=generator).requires_grad_() for _ in range(3)]
+    weight = torch.randn(8, 4, generator=generator)
+
+    def heard(answers: Outputs) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        attention = losses.attention_of_taps(student[:2], answers.relations[3], batch.attention_mask, 2)
+        hidden = losses.hidden_states(student[2], answers.hidden[2], batch.attention_mask, weight=weight)
+        return attention, hidden, torch.autograd.grad(attention + hidden, student)
+
+    torch.testing.assert_close(heard(from_disk(batch)), heard(live(batch)), rtol=2e-3, atol=2e-4)
 
 
 def test_without_layers_nothing_but_answers_is_kept(tmp_path: Path) -> None:
-    assert recorded(tmp_path, Toy(), layers=())(BATCHES[0]).hidden == ()
+    said = recorded(tmp_path, Toy(), layers=(), taps=())(BATCHES[0])
+    assert (said.hidden, dict(said.relations)) == ((), {})
     assert sorted(path.name for path in tmp_path.glob("*.npy")) == ["embedding.npy", "logits.npy", "offsets.npy"]
+
+
+def test_only_the_layers_asked_for_are_read(tmp_path: Path) -> None:
+    recorded(tmp_path, Toy())
+    said = RecordedTeacher(tmp_path, hidden=(2,), taps=())(BATCHES[0])
+    assert [state.numel() > 0 for state in said.hidden] == [False, False, True]
+    assert dict(said.relations) == {}
+    assert RecordedTeacher(tmp_path, hidden=())(BATCHES[0]).hidden == ()
+    for asked, message in (
+        ({"hidden": (1, 2)}, r"no hidden of layers \[1\], only of \[0, 2, 3\]"),
+        ({"taps": (2,)}, "no query of"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            RecordedTeacher(tmp_path, **asked)
+
+
+def test_a_teacher_without_a_head_is_recorded_too(tmp_path: Path) -> None:
+    class Headless(Toy):
+        def forward(self, batch: Batch) -> Outputs:
+            said = super().forward(batch)
+            return replace(said, logits=said.logits[:, :0])
+
+    teacher, live = recorded(tmp_path, Headless()), LiveTeacher(Toy())(BATCHES[1])
+    assert teacher(BATCHES[1]).logits.shape == (2, 0)
+    agree(teacher(BATCHES[1]).hidden[3], live.hidden[3], BATCHES[1].attention_mask.bool())
+    torch.testing.assert_close(teacher(BATCHES[1]).embedding, live.embedding, rtol=1e-3, atol=1e-3)
 
 
 def test_states_are_kept_in_half_the_space_and_without_padding(tmp_path: Path) -> None:
     recorded(tmp_path, Toy())
-    state = np.load(tmp_path / "hidden-2.npy", allow_pickle=False)
-    assert (state.dtype, state.shape) == (np.float16, (sum(LENGTHS.values()), 8))
+    for name in ARRAYS[2:]:
+        state = np.load(tmp_path / f"{name}.npy", allow_pickle=False)
+        assert (state.dtype, state.shape) == (np.float16, (sum(LENGTHS.values()), 8))
     assert np.load(tmp_path / "logits.npy", allow_pickle=False).dtype == np.float32
 
 
@@ -131,7 +191,7 @@ def test_an_interrupted_recording_goes_on_where_it_was_flushed(
     resumed = recorded(tmp_path / "broken", again)
     kept = after // 2 * 2
     assert again.asked == NAMES[2 * kept :]
-    for name in ("logits", "embedding", "hidden-0", "hidden-2", "hidden-3"):
+    for name in ARRAYS:
         assert np.array_equal(resumed.open(name), whole.open(name))
 
 
@@ -149,25 +209,6 @@ def test_another_tokenizer_or_length_is_refused(tmp_path: Path) -> None:
         teacher(shorter)
 
 
-def test_several_recordings_answer_as_one(tmp_path: Path) -> None:
-    model = Toy()
-    first = recorded(tmp_path / "1", model)
-    lengths = {f"c/{name}": length for name, length in LENGTHS.items()}
-    (tmp_path / "2" / "scratch").mkdir(parents=True)
-    other = [
-        replace(batch, ids=tuple(f"c/{name}" for name in batch.ids), input_ids=batch.input_ids.flip(1))
-        for batch in BATCHES
-    ]
-    record(LiveTeacher(model), other, lengths, (), tmp_path / "2", tmp_path / "2" / "scratch")
-    second = RecordedTeacher(tmp_path / "2")
-    both = FirstThatKnows([first, second])
-    assert torch.equal(both(BATCHES[1]).logits, first(BATCHES[1]).logits)
-    assert torch.equal(both(other[1]).logits, second(other[1]).logits)
-    assert not torch.equal(both(other[1]).logits, both(BATCHES[1]).logits)
-    with pytest.raises(UsageError, match=r"no recording has an answer for 'x'"):
-        both(replace(BATCHES[0], ids=("x", "y")))
-
-
 def test_a_live_teacher_is_asked_without_being_taught() -> None:
     model = Toy().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -179,6 +220,27 @@ def test_a_live_teacher_is_asked_without_being_taught() -> None:
     assert not any(weight.requires_grad for weight in model.parameters())
     after = model.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)  # the batch norm's averages too
+
+
+def test_a_teacher_in_bf16_answers_in_float32_and_nearly_the_same() -> None:
+    said, short = LiveTeacher(Toy())(BATCHES[0]), LiveTeacher(Toy(), precision="bf16")(BATCHES[0])
+    for exact, rough in zip(tensors_of(said), tensors_of(short), strict=True):
+        assert rough.dtype == torch.float32
+        torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.05)
+    assert not torch.equal(short.hidden[3], said.hidden[3])
+
+
+def test_the_precision_of_training_is_not_the_teachers() -> None:
+    teacher = LiveTeacher(Toy())
+    said = teacher(BATCHES[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        again = teacher(BATCHES[0])
+    assert all(torch.equal(one, other) for one, other in zip(tensors_of(said), tensors_of(again), strict=True))
+
+
+def tensors_of(answers: Outputs) -> list[Tensor]:
+    taps = [part for parts in answers.relations.values() for part in parts]
+    return [answers.logits, answers.embedding, *answers.hidden, *taps]
 
 
 def test_a_live_answer_may_enter_a_loss_with_gradients() -> None:

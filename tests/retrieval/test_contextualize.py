@@ -1,147 +1,105 @@
-"""Anchors, merge and budget (fixtures F4, F5, F6 of the specification), and the whole against its pseudo-code."""
+"""The corpus as a whole (fixtures F5 and F6 of the specification), against its pseudo-code, and its refusals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as trials
 from hypothesis import strategies as st
 
 from openbook.config import CorpusSettings, FileSource, UsageError
+from openbook.retrieval.anchors import Anchor, anchors_of
+from openbook.retrieval.bank import build_bank
 from openbook.retrieval.bm25 import Index
-from openbook.retrieval.contextualize import Anchor, Found, anchors_of, contextualize, cut, merge
-from openbook.retrieval.passages import key
+from openbook.retrieval.contextualize import Judge, blocks, confident, contextualize
+from openbook.retrieval.hits import HitTable
+from openbook.retrieval.passages import LeakGuard, key
 from openbook.types import Corpus, Example, Passage
 
 BANK = ["the cat sat on the mat", "the dog sat", "cats and dogs", "the cat chased the dog"]
-ROWS = [Example("t/0", "The cat sat.", "A dog ran!"), Example("t/1", "the cat sat", "Birds fly.")]
 
 
-def settings(**changes: object) -> CorpusSettings:
+class Shelf:
+    """A bank in memory whose positions are the places in a list."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = texts
+        self.reads: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def texts(self, positions: Sequence[int]) -> list[str]:
+        return [self._texts[position] for position in positions]
+
+    def passages(self, positions: Sequence[int]) -> list[Passage]:
+        self.reads.append(len(positions))
+        return [Passage(f"bank/{p}", self._texts[p], f"d{p}") for p in positions]
+
+    def positions_of(self, keys: Iterable[str]) -> np.ndarray:
+        wanted = set(keys)
+        return np.array([p for p, text in enumerate(self._texts) if key(text) in wanted], dtype=np.int64)
+
+
+def recipe(**changes: object) -> CorpusSettings:
     return CorpusSettings(sources=(FileSource(path="unused"),), **changes)
 
 
-def count_words(texts: Sequence[str]) -> list[int]:
-    return [len(text.split()) for text in texts]
-
-
-def passages(texts: Sequence[str]) -> list[Passage]:
-    return [Passage(f"bank/{i:06d}", text, f"d{i}") for i, text in enumerate(texts)]
+def count_words(passages: Sequence[Passage]) -> list[int]:
+    return [len(passage.text.split()) for passage in passages]
 
 
 def anchors(*texts: str) -> list[Anchor]:
-    return anchors_of([Example(f"t/{i}", text) for i, text in enumerate(texts)], settings(), set())
+    return anchors_of([Example(f"t/{i}", text, label=i % 2) for i, text in enumerate(texts)], recipe(), set())
 
 
-def corpus_of(texts: Sequence[str], queries: Sequence[Anchor], **changes: object) -> Corpus:
-    recipe = settings(**changes)
-    return contextualize(passages(texts), Index.build(texts, recipe.k1, recipe.b), queries, recipe, count_words)
+def table(*rows: Sequence[int]) -> HitTable:
+    return HitTable.of([[(position, 0.0) for position in row] for row in rows])
 
 
-@pytest.mark.parametrize(
-    ("mode", "expected"),
-    [
-        ("each", {"the cat sat": 2, "a dog ran": 1, "birds fly": 1}),
-        ("concat", {"the cat sat a dog ran": 1, "the cat sat birds fly": 1}),
-        ("first", {"the cat sat": 2}),
-        ("second", {"a dog ran": 1, "birds fly": 1}),
-    ],
-)
-def test_anchors_are_unique_by_key_and_count_their_rows(mode: str, expected: dict[str, int]) -> None:
-    found = anchors_of(ROWS, settings(anchor_mode=mode), set())
-    assert [(anchor.key, anchor.weight) for anchor in found] == list(expected.items())
-    assert all(key(anchor.text) == anchor.key for anchor in found)
-    assert len({anchor.id for anchor in found}) == len(found)
+def hits_of(texts: Sequence[str], asked: Sequence[Anchor], k: int) -> HitTable:
+    own = Shelf(texts).positions_of(anchor.key for anchor in asked)
+    return Index.of(texts, 1.2, 0.75).search([anchor.text for anchor in asked], k, own)
 
 
-def test_the_first_occurrence_is_kept_and_a_row_counts_once() -> None:
-    (anchor,) = anchors_of([Example("t/7", "A dog ran!", "a dog ran"), *ROWS[:0]], settings(), set())
-    assert anchor == Anchor("t/7#0", "A dog ran!", "a dog ran", 1)
-    assert [a.id for a in anchors_of(ROWS, settings(), set())] == ["t/0#0", "t/0#1", "t/1#1"]
+def corpus_of(texts: Sequence[str], asked: Sequence[Anchor], **changes: object) -> Corpus:
+    settings = recipe(**changes)
+    return contextualize(Shelf(texts), hits_of(texts, asked, settings.k_max), asked, settings, count_words)
 
 
-@pytest.mark.parametrize(
-    ("mode", "expected"), [("each", ["a dog ran", "birds fly"]), ("concat", ["a dog ran", "birds fly"])]
-)
-def test_texts_that_equal_evaluation_text_are_no_anchors(mode: str, expected: list[str]) -> None:
-    found = anchors_of([*ROWS, Example("t/2", "...")], settings(anchor_mode=mode), {"the cat sat"})
-    assert [anchor.key for anchor in found] == expected
-
-
-def test_a_long_text_is_queried_by_sentence() -> None:
-    sentence = "w " * 63 + "end. "
-    whole = [Example("t/0", sentence * 2)]  # 128 words
-    split = [Example("t/0", "Leaked here. " + sentence + "Another one. " + sentence)]
-    assert [anchor.text for anchor in anchors_of(whole, settings(), set())] == [sentence * 2]
-    found = anchors_of(split, settings(), {"leaked here"})
-    assert [(anchor.id, anchor.text) for anchor in found] == [("t/0#1", sentence.strip()), ("t/0#2", "Another one.")]
-
-
-def test_labels_and_repeated_rows_change_weights_at_most() -> None:
-    once = anchors_of(ROWS, settings(), set())
-    assert anchors_of([replace(row, label=1) for row in ROWS], settings(), set()) == once
-    twice = anchors_of([*ROWS, ROWS[0]], settings(), set())
-    assert [anchor.weight for anchor in twice] == [3, 2, 1]
-    assert [replace(anchor, weight=0) for anchor in twice] == [replace(anchor, weight=0) for anchor in once]
-
-
-ORDER = [Found(1, 0, 2), Found(0, 0, 1), Found(3, 1, 1)]
-
-
-def test_merge_orders_by_rank_then_anchors_then_position() -> None:
-    assert merge([[0, 1], [1, 3]]) == ORDER
-    assert merge([[2], [1]]) == [Found(1, 0, 1), Found(2, 0, 1)]
-    assert merge([[], []]) == []
-
-
-@pytest.mark.parametrize(
-    ("budget", "k", "sentences", "shortfall"),
-    [
-        (2, 1, 0, 0),
-        (3, 1, 1, 0),
-        (8, 1, 1, 0),
-        (9, 1, 2, 0),
-        (10, 2, 2, 0),
-        (13, 2, 2, 0),
-        (14, 2, 3, 0),
-        (20, 2, 3, 6),
-    ],
-)
-def test_the_budget_cuts_a_prefix_and_skips_nothing(budget: int, k: int, sentences: int, shortfall: int) -> None:
-    assert cut(ORDER, [3, 6, 5], budget, k_max=2) == (k, sentences, shortfall)
-
-
-def test_k_comes_from_the_grid_and_never_exceeds_k_max() -> None:
-    order = [Found(position, position, 1) for position in range(60)]
-    assert [cut(order, [1] * 60, budget, k_max=60).k for budget in (1, 2, 3, 6, 11, 20, 21, 51)] == [
-        1, 2, 5, 10, 20, 20, 50, 60
-    ]  # fmt: skip
-    assert cut(order, [1] * 60, 60, k_max=5000) == (100, 60, 0)  # just enough is no shortfall
+def rows_of(corpus: Corpus) -> list[tuple[str, int, int]]:
+    return [(passage.document, passage.rank, passage.anchors) for passage in corpus.passages]
 
 
 def test_a_corpus_of_the_specification() -> None:
     corpus = corpus_of(BANK, anchors("cat sat", "dog"), k_max=2, budget_tokens=14)
-    assert [(p.id, p.document, p.rank, p.anchors, p.tokens) for p in corpus.passages] == [
-        ("bank/000001", "d1", 0, 2, 3),
-        ("bank/000000", "d0", 0, 1, 6),
-        ("bank/000003", "d3", 1, 1, 5),
-    ]
+    assert corpus.passages == (
+        Passage("bank/1", BANK[1], "d1", tokens=3, rank=0, anchors=2),
+        Passage("bank/0", BANK[0], "d0", tokens=6, rank=0, anchors=1),
+        Passage("bank/3", BANK[3], "d3", tokens=5, rank=1, anchors=1),
+    )
     examples = corpus.statistics["examples"]
     assert {one["anchor"]: one["hits"] for one in examples} == {
         "cat sat": [BANK[0], BANK[1]],
         "dog": [BANK[1], BANK[3]],
     }
+    lengths = {"under 5": 1 / 3, "5 to 9": 2 / 3, "10 to 19": 0, "20 to 39": 0, "40 to 79": 0, "from 80": 0}
     assert {name: value for name, value in corpus.statistics.items() if name != "examples"} == {
         "anchors": 2, "anchors_without_hit": 0, "k_star": 2, "unique_fraction": 0.75, "sentences": 3, "tokens": 14,
-        "budget_tokens": 14, "shortfall_tokens": 0, "mean_words": pytest.approx(14 / 3),
+        "budget_tokens": 14, "shortfall_tokens": 0, "mean_words": pytest.approx(14 / 3), "lengths": lengths,
     }  # fmt: skip
 
 
 def test_a_sentence_that_is_an_anchor_is_left_out_and_ranks_close_up() -> None:
+    asked = anchors("cat sat", "dog", "The dog sat.")
+    assert [hits_of(BANK, asked, 2).row(query).tolist() for query in range(3)] == [[0, 3], [3], [3, 0]]
     corpus = corpus_of(BANK, anchors("cat sat", "dog", "The dog sat.", "zebra"), k_max=2, budget_tokens=20)
-    assert [(p.id, p.rank, p.anchors) for p in corpus.passages] == [("bank/000003", 0, 3), ("bank/000000", 0, 2)]
+    assert rows_of(corpus) == [("d3", 0, 3), ("d0", 0, 2)]
     assert corpus.statistics["anchors_without_hit"] == 1
     assert corpus.statistics["shortfall_tokens"] == 9
     assert {one["anchor"]: one["hits"] for one in corpus.statistics["examples"]} == {
@@ -151,12 +109,31 @@ def test_a_sentence_that_is_an_anchor_is_left_out_and_ranks_close_up() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("budget", "k", "documents", "shortfall"),
+    [
+        (3, 1, ["d1"], 0),
+        (8, 1, ["d1"], 0),
+        (9, 1, ["d1", "d0"], 0),
+        (10, 2, ["d1", "d0"], 0),
+        (13, 2, ["d1", "d0"], 0),
+        (14, 2, ["d1", "d0", "d3"], 0),
+        (20, 2, ["d1", "d0", "d3"], 6),
+    ],
+)
+def test_the_budget_cuts_a_prefix_and_skips_nothing(budget: int, k: int, documents: list[str], shortfall: int) -> None:
+    corpus = corpus_of(BANK, anchors("cat sat", "dog"), k_max=2, budget_tokens=budget)
+    assert [passage.document for passage in corpus.passages] == documents
+    assert (corpus.statistics["k_star"], corpus.statistics["shortfall_tokens"]) == (k, shortfall)
+
+
 def pseudo_code(
     texts: list[str], queries: list[str], k_max: int, budget: int
-) -> tuple[list[tuple[int, int, int]], int]:
-    """Section 2.5 line by line over complete rankings: (position, r, c) of the corpus, and k*."""
-    rankings = Index.build(texts, 1.2, 0.75).search(queries, len(texts))
-    hits = [[hit.position for hit in row if texts[hit.position] not in queries][:k_max] for row in rankings]
+) -> tuple[list[tuple[str, int, int]], int]:
+    """Section 2.5 line by line over complete rankings: (document, r, c) of the corpus, k*, and u."""
+    rankings = Index.of(texts, 1.2, 0.75).search(queries, len(texts))
+    lists = [rankings.row(query).tolist() for query in range(len(queries))]
+    hits = [[s for s in row if texts[s] not in queries][:k_max] for row in lists]
     r = {s: min(row.index(s) for row in hits if s in row) for row in hits for s in row}
     c = {s: sum(s in row for row in hits) for s in r}
     order = sorted(r, key=lambda s: (r[s], -c[s], s))
@@ -170,12 +147,13 @@ def pseudo_code(
     unique = len(chosen) / max(1, sum(len(row[:k]) for row in hits))
     while tokens(chosen) > budget:
         chosen.pop()
-    return [(s, r[s], c[s]) for s in chosen], k, unique
+    return [(f"d{s}", r[s], c[s]) for s in chosen], k, unique
 
 
 words = st.lists(st.sampled_from("abcdef"), min_size=1, max_size=6).map(" ".join)
 
 
+@trials(max_examples=40, deadline=None)
 @given(
     texts=st.lists(words, min_size=3, max_size=25, unique=True),
     queries=st.lists(words, min_size=1, max_size=8, unique=True),
@@ -191,33 +169,127 @@ def test_equals_the_pseudo_code_in_any_order_of_anchors(texts, queries, k_max, b
             corpus_of(texts, asked, k_max=k_max, budget_tokens=budget)
         return
     corpus = corpus_of(texts, asked, k_max=k_max, budget_tokens=budget)
-    assert [(int(p.id[5:]), p.rank, p.anchors) for p in corpus.passages] == expected
+    assert rows_of(corpus) == expected
     assert corpus.statistics["k_star"] == k
     assert corpus.statistics["unique_fraction"] == pytest.approx(unique)
-    assert all(p.rank < k for p in corpus.passages)
-    assert not {p.text for p in corpus.passages} & set(queries)
     shuffle.shuffle(asked)
     assert corpus_of(texts, asked, k_max=k_max, budget_tokens=budget) == corpus
-    larger = corpus_of(texts, asked, k_max=k_max, budget_tokens=budget + 5)
+    larger = corpus_of(texts, asked, k_max=k_max, budget_tokens=budget + 6)
     assert larger.passages[: len(corpus.passages)] == corpus.passages
 
 
-def test_chunks_change_nothing_and_tokens_are_counted_only_as_far_as_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    queries = anchors("cat sat", "dog", "cats")
-    whole = corpus_of(BANK, queries, budget_tokens=4)
-    monkeypatch.setattr("openbook.retrieval.contextualize.CHUNK", 1)
-    measured: list[str] = []
-    heard: list[int] = []
+@trials(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(st.lists(st.integers(0, 19), unique=True, max_size=9), min_size=1, max_size=9).filter(any),
+    budget=st.integers(6, 80),
+    k_max=st.integers(1, 9),
+    balance=st.booleans(),
+)
+def test_every_corpus_fills_its_budget_with_distinct_hits_of_rank_below_k(rows, budget, k_max, balance) -> None:
+    texts = [" ".join(["w"] * (position % 5 + 1) + [f"x{position}"]) for position in range(20)]
+    asked = anchors(*(f"anchor {place}" for place in range(len(rows))))
+    settings = recipe(budget_tokens=budget, k_max=k_max, balance_labels=balance)
+    corpus = contextualize(Shelf(texts), table(*rows), asked, settings, count_words)
+    whole = contextualize(
+        Shelf(texts), table(*rows), asked, settings.model_copy(update={"budget_tokens": 10**6}), count_words
+    )
+    size, statistics = len(corpus.passages), corpus.statistics
+    assert whole.passages[:size] == corpus.passages
+    tokens = sum(passage.tokens for passage in corpus.passages)
+    if size < len(whole.passages):
+        assert statistics["shortfall_tokens"] == 0
+        assert tokens <= budget < tokens + whole.passages[size].tokens
+    else:
+        assert statistics["shortfall_tokens"] == budget - tokens >= 0
+    below = {position for row in rows for position in row[: statistics["k_star"]]}
+    assert {int(passage.document[1:]) for passage in corpus.passages} <= below
+    assert len({key(passage.text) for passage in corpus.passages}) == size
+    assert statistics["k_star"] <= k_max
 
-    def count(texts: Sequence[str]) -> list[int]:
-        measured.extend(texts)
-        return count_words(texts)
 
-    recipe = settings(budget_tokens=4)
-    again = contextualize(passages(BANK), Index.build(BANK, 1.2, 0.75), queries, recipe, count, heard.append)
-    assert again == whole
-    assert measured == [BANK[1], BANK[0]]
-    assert heard == [1, 2, 3]
+def test_labels_change_nothing_unless_they_take_turns() -> None:
+    asked = anchors("cat sat", "dog", "mat")
+    other = [replace(anchor, labels=(1 - anchor.labels[0],)) for anchor in asked]
+    hits = table([0, 2], [3, 1], [0, 1])
+
+    def documents(asked: Sequence[Anchor], balance: bool) -> list[str]:
+        settings = recipe(budget_tokens=100, balance_labels=balance)
+        return [one.document for one in contextualize(Shelf(BANK), hits, asked, settings, count_words).passages]
+
+    assert documents(asked, False) == documents(other, False) == ["d0", "d3", "d1", "d2"]
+    assert documents(asked, True) == ["d0", "d3", "d1", "d2"]  # label 0: 0 1 2; label 1: 3 1
+    assert documents(other, True) == ["d3", "d0", "d1", "d2"]
+
+
+def test_hits_beyond_k_max_are_not_counted() -> None:
+    corpus = contextualize(
+        Shelf(BANK), table([0, 1, 2], [1, 2]), anchors("cat sat", "dog"), recipe(k_max=1), count_words
+    )
+    assert rows_of(corpus) == [("d0", 0, 1), ("d1", 0, 1)]
+    assert corpus.statistics["unique_fraction"] == 1
+
+
+def test_a_large_bank_is_read_in_few_blocks_and_no_further_than_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [len(block) for block in blocks(range(20_000))] == [4096, 8192, 7712]
+    monkeypatch.setattr("openbook.retrieval.contextualize.FIRST_READ", 1)
+    monkeypatch.setattr("openbook.retrieval.contextualize.LARGEST_READ", 3)
+    assert list(blocks(range(9))) == [[0], [1, 2], [3, 4, 5], [6, 7, 8]]
+    monkeypatch.setattr("openbook.retrieval.budget.AT_ONCE", 1)
+    shelf = Shelf([f"word{place}" for place in range(9)])
+    corpus = contextualize(shelf, table(range(9)), anchors("dog"), recipe(budget_tokens=2), count_words)
+    assert [passage.document for passage in corpus.passages] == ["d0", "d1"]
+    assert shelf.reads == [1, 2]
+
+
+def judged(chances: dict[str, list[float]], shares: list[float]) -> Judge:
+    return Judge(lambda passages: np.array([chances[passage.document] for passage in passages]), np.array(shares))
+
+
+def test_labels_keep_their_shares_among_sentences_the_teacher_is_sure_of() -> None:
+    candidates = [Passage(str(place), "a b", f"d{place}") for place in range(8)]
+    chances = {f"d{place}": [0.9, 0.1] for place in range(8)} | {"d1": [0.6, 0.4], "d5": [0.2, 0.8], "d6": [0.1, 0.9]}
+    settings = recipe(budget_tokens=8, confidence=0.8)
+    kept, shown = confident(candidates, count_words, judged(chances, [0.5, 0.5]), settings)
+    assert [passage.document for passage in kept] == ["d0", "d2", "d5", "d6"]
+    assert all(passage.tokens == 2 for passage in kept)
+    assert shown == 8
+    kept, _ = confident(candidates, count_words, judged(chances, [0.75, 0.25]), settings)
+    assert [passage.document for passage in kept] == ["d0", "d2", "d3", "d5"]
+
+
+def test_a_label_that_is_never_given_leaves_only_its_own_share_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openbook.retrieval.contextualize.AT_ONCE", 2)
+    candidates = [Passage(str(place), "a b", f"d{place}") for place in range(90)]
+    chances = {f"d{place}": [0.9, 0.1, 0.0] for place in range(90)}
+    settings = recipe(budget_tokens=10, confidence=0.5)
+    kept, shown = confident(candidates, count_words, judged(chances, [0.4, 0.6, 0.0]), settings)
+    assert [passage.document for passage in kept] == ["d0", "d1"]
+    assert shown == 20  # 4 budgets of 10 tokens
+    kept, shown = confident(candidates, count_words, judged(chances, [1.0, 0.0, 0.0]), settings)
+    assert (len(kept), shown) == (5, 6)  # every share is full: the teacher reads no further
+
+
+def test_a_sentence_that_does_not_fit_ends_its_label() -> None:
+    texts = ["a b", "a b c", "a", "a b c"]
+    candidates = [Passage(str(place), text, f"d{place}") for place, text in enumerate(texts)]
+    chances = {"d0": [1, 0], "d1": [1, 0], "d2": [1, 0], "d3": [0, 1]}
+    kept, _ = confident(candidates, count_words, judged(chances, [0.5, 0.5]), recipe(budget_tokens=8, confidence=0.5))
+    assert [passage.document for passage in kept] == ["d0", "d3"]
+
+
+def test_a_corpus_of_confident_sentences_says_what_it_is_short_of() -> None:
+    chances = {"d0": [0.9, 0.1], "d1": [0.6, 0.4], "d2": [0.5, 0.5], "d3": [0.05, 0.95]}
+    settings = recipe(budget_tokens=12, confidence=0.8)
+    hits, asked = table([0, 1], [1, 3]), anchors("cat sat", "dog")
+    corpus = contextualize(Shelf(BANK), hits, asked, settings, count_words, judged(chances, [0.5, 0.5]))
+    assert rows_of(corpus) == [("d0", 0, 1), ("d3", 1, 1)]
+    assert (corpus.statistics["k_star"], corpus.statistics["shortfall_tokens"]) == (2, 1)
+    strict = settings.model_copy(update={"confidence": 0.99})
+    with pytest.raises(UsageError, match=r"corpus\.confidence=0\.99: of 3 retrieved sentences none .*budget_tokens=12"):
+        contextualize(Shelf(BANK), hits, asked, strict, count_words, judged(chances, [0.5, 0.5]))
+    for judge in (None, judged(chances, [1.0])):
+        with pytest.raises(UsageError, match=r"corpus\.confidence=0\.8 needs the teacher of a classification"):
+            contextualize(Shelf(BANK), hits, asked, settings, count_words, judge)
 
 
 @pytest.mark.parametrize(("queries", "count"), [(["zebra"], 1), ([], 0), (["cats and dogs"], 1)])
@@ -231,6 +303,25 @@ def test_a_budget_below_the_first_sentence_is_refused() -> None:
         corpus_of(BANK, anchors("cat sat", "dog"), budget_tokens=2)
 
 
-def test_an_index_of_another_bank_is_refused() -> None:
-    with pytest.raises(ValueError, match="holds 4 texts, the bank 3"):
-        contextualize(passages(BANK[:3]), Index.build(BANK, 1.2, 0.75), anchors("dog"), settings(), count_words)
+@pytest.mark.parametrize(
+    ("hits", "message"),
+    [
+        (table([0], [1], [2]), "hits of 3 queries.*2 anchors"),
+        (table([0], [4]), "up to position 4.*4 sentences"),
+        (table([0], [1]), "anchors themselves"),
+    ],
+)
+def test_hits_of_other_anchors_or_another_bank_are_refused(hits: HitTable, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        contextualize(Shelf(BANK), hits, anchors("cat sat", "The dog sat!"), recipe(), count_words)
+
+
+def test_a_bank_on_disk_gives_the_same_corpus(tmp_path: Path) -> None:
+    settings = recipe(min_words=1, k_max=2, budget_tokens=14)
+    documents = [(f"d{place}", text) for place, text in enumerate(BANK)]
+    bank = build_bank(documents, LeakGuard([], 0), settings, tmp_path / "bank", tmp_path / "scratch")
+    asked = anchors("cat sat", "dog")
+    hits = Index.of(bank.texts(range(4)), 1.2, 0.75).search([anchor.text for anchor in asked], 2)
+    corpus = contextualize(bank, hits, asked, settings, count_words)
+    assert rows_of(corpus) == [("d1", 0, 2), ("d0", 0, 1), ("d3", 1, 1)]
+    assert corpus.statistics == corpus_of(BANK, asked, k_max=2, budget_tokens=14).statistics

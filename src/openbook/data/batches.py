@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class Tokenised:
     input_ids: NDArray[np.int32]  # (T,) of all rows
     token_type_ids: NDArray[np.int8]  # (T,) 1 = second text
     offsets: Integers  # (N + 1,)
+    special: NDArray[np.int8]  # (N,) how many of a row's tokens are special ones
     labels: NDArray[np.int64] | NDArray[np.float32] | None  # (N,)
     pad_id: int
 
@@ -47,6 +49,7 @@ class Tokenised:
             input_ids=pieces.values.to_numpy(),
             token_type_ids=types.values.to_numpy(),
             offsets=pieces.offsets.to_numpy(),
+            special=record.column("special").to_numpy(),
             labels=labels,
             pad_id=int(metadata[b"pad_id"]),
         )
@@ -58,6 +61,11 @@ class Tokenised:
     def lengths(self) -> Integers:
         return np.diff(self.offsets)  # (N,)
 
+    @cached_property
+    def tokens(self) -> Integers:
+        """Word-pieces of every row (N,) as budgets count them: after cutting, without special tokens and padding."""
+        return self.lengths - self.special
+
     def batch(self, indices: Sequence[int] | Integers) -> Batch:
         """The rows at these positions, padded to the longest of them."""
         rows = np.asarray(indices, dtype=np.int64)  # (B,)
@@ -65,11 +73,11 @@ class Tokenised:
         shape = (len(rows), int(lengths.max()))
         input_ids = np.full(shape, self.pad_id, dtype=np.int64)
         token_type_ids = np.zeros(shape, dtype=np.int64)
-        for line, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            start = self.offsets[row]
-            input_ids[line, :length] = self.input_ids[start : start + length]
-            token_type_ids[line, :length] = self.token_type_ids[start : start + length]
         mask = np.arange(shape[1]) < lengths[:, None]  # (B, L)
+        before = np.cumsum(lengths) - lengths  # (B,) real tokens of the rows above
+        places = np.arange(lengths.sum()) + np.repeat(self.offsets[rows] - before, lengths)
+        input_ids[mask] = self.input_ids[places]
+        token_type_ids[mask] = self.token_type_ids[places]
         return Batch(
             ids=tuple(self.ids.take(pa.array(rows)).to_pylist()),
             input_ids=torch.from_numpy(input_ids),
@@ -80,7 +88,7 @@ class Tokenised:
 
 
 def tokenise(examples: Sequence[Example], tokenizer: Any, max_length: int, folder: Path) -> Tokenised:
-    """Tokenise into `folder` and map the file back. The file appears complete or not at all."""
+    """Tokenise single texts and pairs into `folder`, and map the file back. It appears complete or not at all."""
     if not examples:
         raise ValueError("there is no example to tokenise")
     if len({example.id for example in examples}) < len(examples):
@@ -90,10 +98,12 @@ def tokenise(examples: Sequence[Example], tokenizer: Any, max_length: int, folde
     parts = [_encode(examples[at : at + AT_ONCE], tokenizer, max_length) for at in range(0, len(examples), AT_ONCE)]
     lengths, pieces, types = (np.concatenate(column) for column in zip(*parts, strict=True))
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64())
+    special = {pair: tokenizer.num_special_tokens_to_add(pair=pair) for pair in (False, True)}
     columns = {
         "id": pa.array([example.id for example in examples], pa.string()),
         "input_ids": pa.LargeListArray.from_arrays(offsets, pa.array(pieces)),
         "token_type_ids": pa.LargeListArray.from_arrays(offsets, pa.array(types)),
+        "special": pa.array([special[example.text_pair is not None] for example in examples], pa.int8()),
     }
     labels = _label_column(examples)
     if labels is not None:
@@ -104,37 +114,61 @@ def tokenise(examples: Sequence[Example], tokenizer: Any, max_length: int, folde
 
 
 def epoch_batches(
-    lengths: Integers, epoch: int, seed: int, batch_size: int, batch_tokens: int | None
-) -> list[Integers]:
+    tokens: Integers,
+    epoch: int,
+    seed: int,
+    optim: Optim,
+    carried: Integers | None = None,
+    by_length: bool = True,
+) -> tuple[list[Integers], Integers]:
     """Positions of every example once, in batches of similar length and random order; the same for the same arguments.
 
-    With `batch_tokens`, a batch holds as many examples as fit into that many real tokens.
+    With `optim.batch_tokens`, a batch holds as many examples as fit into that many tokens. Given what the epoch before
+    left over (`carried`), every batch is full, and the second part is what this epoch leaves over.
     """
-    if batch_tokens is not None and lengths.max() > batch_tokens:
-        raise UsageError(f"optim.batch_tokens={batch_tokens} is less than the longest example ({lengths.max()} tokens)")
+    if optim.batch_tokens is not None and tokens.max() > optim.batch_tokens:
+        raise UsageError(
+            f"optim.batch_tokens={optim.batch_tokens} is less than the longest example ({tokens.max()} tokens)"
+        )
     generator = np.random.default_rng([seed, epoch])
-    order = generator.permutation(len(lengths))
-    window = WINDOW * (batch_size if batch_tokens is None else max(1, int(batch_tokens / lengths.mean())))
+    order = generator.permutation(len(tokens))
+    limit = optim.batch_tokens
+    window = WINDOW * (optim.batch_size if limit is None else max(1, int(limit / tokens.mean())))
+    left = order[:0] if carried is None else carried
     batches: list[Integers] = []
-    for start in range(0, len(order), window):
-        rows = order[start : start + window]
-        rows = rows[np.argsort(lengths[rows], kind="stable")]
-        batches.extend(_cut(rows, lengths[rows], batch_size, batch_tokens))
-    return [batches[position] for position in generator.permutation(len(batches))]
+    for place, start in enumerate(range(0, len(order), window)):
+        turned = len(left) > 0 and (epoch + place) % 2 == 1  # or it were always the longest that wait
+        rows = np.concatenate([left, order[start : start + window]])
+        if by_length:
+            rows = rows[np.argsort(tokens[rows], kind="stable")]
+        rows = rows[::-1] if turned else rows
+        full, left = _cut(rows, tokens[rows], optim)
+        batches += full
+    if carried is None and len(left):
+        batches, left = [*batches, left], left[:0]
+    return [batches[position] for position in generator.permutation(len(batches))], left
 
 
 class BatchPlan:
-    """Which batch every step of a training gets. Any step may be asked for first: a resumed run sees the same."""
+    """Which batch every step of a training gets. Any step may be asked for first: a resumed run sees the same.
 
-    def __init__(self, tokenised: Tokenised, optim: Optim, seed: int) -> None:
-        self._tokenised, self._optim, self._seed = tokenised, optim, seed
-        self._lengths = tokenised.lengths
-        whole, fraction = divmod(optim.epochs, 1)
-        counts = [self._count(epoch) for epoch in range(int(whole))]
-        if fraction:
-            counts.append(math.ceil(fraction * self._count(int(whole))))
+    It ends after `optim.epochs`, each of which reads every example once; or, with `optim.tokens`, at the first batch
+    with which so many tokens are read: epochs then follow each other without a batch that is not full between them,
+    so that texts of any size and number take as many steps for as many tokens.
+    """
+
+    def __init__(self, tokenised: Tokenised, optim: Optim, seed: int, by_length: bool = True) -> None:
+        self._tokenised, self._optim, self._seed, self._by_length = tokenised, optim, seed, by_length
+        self._tokens = np.maximum(tokenised.tokens, 1)  # an empty text must not be free
+        self._carried: list[Integers] = []  # into each epoch, if there are as many as `optim.tokens` takes
+        counts = self._counts_by_epochs() if optim.tokens is None else self._counts_by_tokens(optim.tokens)
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])  # (epochs + 1,) first step of each
         self._cached: tuple[int, list[Integers]] | None = None
+
+    @property
+    def epoch_ends(self) -> list[int]:
+        """How many steps are done when an epoch ends, for each; the last one may be cut short."""
+        return sorted({int(end) for end in self._starts[1:]})
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -144,16 +178,33 @@ class BatchPlan:
             raise IndexError(f"step {step} of a plan of {len(self)}")
         epoch = int(np.searchsorted(self._starts, step, side="right")) - 1
         if self._cached is None or self._cached[0] != epoch:
-            self._cached = (epoch, self._batches(epoch))
+            self._cached = (epoch, self._batches(epoch)[0])
         return self._tokenised.batch(self._cached[1][step - int(self._starts[epoch])])
+
+    def _batches(self, epoch: int) -> tuple[list[Integers], Integers]:
+        carried = self._carried[epoch] if self._carried else None
+        return epoch_batches(self._tokens, epoch, self._seed, self._optim, carried, self._by_length)
+
+    def _counts_by_epochs(self) -> list[int]:
+        whole, fraction = divmod(self._optim.epochs, 1)
+        counts = [self._count(epoch) for epoch in range(int(whole))]
+        return [*counts, math.ceil(fraction * self._count(int(whole)))] if fraction else counts
 
     def _count(self, epoch: int) -> int:
         if self._optim.batch_tokens is None:
-            return math.ceil(len(self._lengths) / self._optim.batch_size)
-        return len(self._batches(epoch))
+            return math.ceil(len(self._tokens) / self._optim.batch_size)
+        return len(self._batches(epoch)[0])
 
-    def _batches(self, epoch: int) -> list[Integers]:
-        return epoch_batches(self._lengths, epoch, self._seed, self._optim.batch_size, self._optim.batch_tokens)
+    def _counts_by_tokens(self, wanted: int) -> list[int]:
+        counts: list[int] = []
+        read, left = 0, np.empty(0, np.int64)
+        while read < wanted:
+            self._carried.append(left)
+            batches, left = self._batches(len(counts))
+            ends = np.cumsum([read, *(self._tokens[batch].sum() for batch in batches)])  # tokens read before each
+            counts.append(min(len(batches), int(np.searchsorted(ends, wanted))))
+            read = int(ends[-1])
+        return counts
 
 
 def ordered(tokenised: Tokenised, batch_tokens: int) -> Iterator[Batch]:
@@ -170,12 +221,8 @@ def ordered(tokenised: Tokenised, batch_tokens: int) -> Iterator[Batch]:
 def _encode(
     examples: Sequence[Example], tokenizer: Any, max_length: int
 ) -> tuple[Integers, NDArray[np.int32], NDArray[np.int8]]:
-    pairs = [example.text_pair for example in examples if example.text_pair is not None]
-    if pairs and len(pairs) < len(examples):
-        raise ValueError("some examples are pairs and some are not")
     encoded = tokenizer(
-        [example.text for example in examples],
-        pairs or None,
+        [e.text if e.text_pair is None else (e.text, e.text_pair) for e in examples],
         truncation="longest_first",
         max_length=max_length,
         padding=False,
@@ -208,13 +255,17 @@ def _write(table: pa.Table, folder: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _cut(rows: Integers, lengths: Integers, batch_size: int, batch_tokens: int | None) -> Iterator[Integers]:
-    if batch_tokens is None:
-        yield from (rows[at : at + batch_size] for at in range(0, len(rows), batch_size))
-        return
-    ends = np.cumsum(lengths)
+def _cut(rows: Integers, tokens: Integers, optim: Optim) -> tuple[list[Integers], Integers]:
+    """Full batches, and the rows after them that fill none."""
+    if optim.batch_tokens is None:
+        size = optim.batch_size
+        end = len(rows) - len(rows) % size
+        return [rows[at : at + size] for at in range(0, end, size)], rows[end:]
+    batches = []
+    ends = np.cumsum(tokens)
     start, used = 0, 0
-    while start < len(rows):
-        stop = int(np.searchsorted(ends, used + batch_tokens, side="right"))
-        yield rows[start:stop]
+    while used + optim.batch_tokens < ends[-1]:
+        stop = int(np.searchsorted(ends, used + optim.batch_tokens, side="right"))
+        batches.append(rows[start:stop])
         start, used = stop, int(ends[stop - 1])
+    return batches, rows[start:]

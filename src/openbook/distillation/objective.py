@@ -62,13 +62,12 @@ class Objective(nn.Module):
         self.relation_heads = (
             relation_heads(teacher.hidden, student.hidden, terms.relation_heads) if terms.relations else 0
         )
+        self.fits = _fits(terms, student, teacher)
         self.projections = nn.ModuleDict(
-            {
-                name: _projection(getattr(student, name), getattr(teacher, name))
-                for name in ("hidden", "embedding")
-                if name in self.weights
-            }
+            {name: _projection(student.hidden, teacher.hidden) for name in dict.fromkeys(self.fits) if name}
         )
+        if terms.embedding:
+            self.projections["embedding"] = _projection(student.embedding, teacher.embedding)
         if terms.neighbours:
             weight, bias = _fitting_keys(key_projection, student, teacher)
             self.register_buffer("key_weight", weight.detach().clone(), persistent=False)
@@ -77,6 +76,11 @@ class Objective(nn.Module):
     @property
     def reads_hidden(self) -> bool:
         return "hidden" in self.weights
+
+    @property
+    def reads_padding(self) -> bool:
+        """Whether states, queries and keys of padding count, which only a live teacher has."""
+        return self.terms.official and ("hidden" in self.weights or "attention" in self.weights)
 
     @property
     def student_layers(self) -> tuple[int, ...]:
@@ -117,50 +121,66 @@ class Objective(nn.Module):
         return losses.gold_labels(student.logits, batch.labels)
 
     def _soft_labels(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """The KL times T², whose gradient at T = 1 is the cross-entropy's; `official`, the cross-entropy by classes."""
         if self.kind == "regression":
             return losses.squared_error(student.logits, teacher.logits)
+        if self.terms.official:
+            return losses.soft_cross_entropy(student.logits, teacher.logits, self.terms.temperature, official=True)
         return losses.soft_label_kl(student.logits, teacher.logits, self.terms.temperature)
 
     def _embedding(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         return losses.squared_error(self.projections["embedding"](student.embedding), teacher.embedding)
 
     def _hidden(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        project = self.projections["hidden"]
-        layers = [
-            losses.hidden_states(
-                project(_state(student, layer, "student")), _state(teacher, imitated, "teacher"), batch.attention_mask
-            )
-            for layer, imitated in enumerate((0, *self.layer_map))
-        ]
+        layers = []
+        for layer, (imitated, fit) in enumerate(zip((0, *self.layer_map), self.fits, strict=True)):
+            own, aim = _state(student, layer, "student"), _state(teacher, imitated, "teacher")
+            fitted = dict(self.projections[fit].named_parameters()) if fit else {}  # weight and bias
+            layers.append(losses.hidden_states(own, aim, batch.attention_mask, **fitted, official=self.terms.official))
         return torch.stack(layers).sum()
 
     def _attention(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         layers = [
-            losses.attention(
-                self._scores(student, layer, "student"),
-                self._scores(teacher, imitated, "teacher"),
+            losses.attention_of_taps(
+                _taps(student, layer, "student"),
+                _taps(teacher, imitated, "teacher"),
                 batch.attention_mask,
+                self.student_widths.heads,
+                official=self.terms.official,
             )
             for layer, imitated in enumerate(self.layer_map, start=1)
         ]
         return torch.stack(layers).sum()
 
-    def _scores(self, outputs: Outputs, layer: int, side: str) -> Tensor:
-        if layer not in outputs.relations:
-            raise ValueError(f"terms.attention reads layer {layer} of the {side}, which gave {list(outputs.relations)}")
-        query, key, _ = outputs.relations[layer]
-        return losses.attention_scores(query, key, self.student_widths.heads)
-
     def _relations(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if not student.relations or not teacher.relations:
             raise ValueError("terms.relations reads q, k and v of both sides' last layers; one side gave none")
         own, aim = (outputs.relations[max(outputs.relations)] for outputs in (student, teacher))
+        if not aim[2].numel():
+            raise ValueError("terms.relations reads values, and a recording holds queries and keys alone; ask live")
         return losses.relations(own, aim, batch.attention_mask, self.relation_heads, norm=self.terms.relation_norm)
 
     def _neighbours(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         keys = losses.project_keys(teacher.embedding, self.key_weight, self.key_bias)
         temperature = self.terms.neighbours_temperature
         return losses.neighbour_relations(student.embedding, keys, keys, temperature, temperature)
+
+
+def _fits(terms: Terms, student: Widths, teacher: Widths) -> tuple[str, ...]:
+    """The name of the projection of each hidden state, the embeddings first; empty names stand for none."""
+    if not terms.hidden:
+        return ()
+    if terms.fit == "none" and student.hidden != teacher.hidden:
+        raise UsageError(
+            f"terms.fit=none compares hidden states as they are, but student.hidden_size={student.hidden} and the"
+            f" teacher's width is {teacher.hidden}; make them equal, or use fit: shared"
+        )
+    layers = range(1, student.layers + 1)
+    if terms.fit == "per_layer":
+        return ("hidden_0", *(f"hidden_{layer}" for layer in layers))
+    names = {"shared": ("hidden", "hidden"), "two": ("hidden_embeddings", "hidden_layers"), "none": ("", "")}
+    embeddings, others = names[terms.fit]
+    return (embeddings, *(others for _ in layers))
 
 
 def _projection(student: int, teacher: int) -> nn.Linear:
@@ -195,3 +215,9 @@ def _state(outputs: Outputs, layer: int, side: str) -> Tensor:
     if layer >= len(outputs.hidden):
         raise ValueError(f"terms.hidden reads state {layer} of the {side}, which gave {len(outputs.hidden)}")
     return outputs.hidden[layer]
+
+
+def _taps(outputs: Outputs, layer: int, side: str) -> tuple[Tensor, Tensor, Tensor]:
+    if layer not in outputs.relations:
+        raise ValueError(f"terms.attention reads layer {layer} of the {side}, which gave {list(outputs.relations)}")
+    return outputs.relations[layer]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,17 +20,31 @@ from openbook.types import Batch, Outputs
 
 FLUSH_EVERY = 50  # batches between two marks to resume a recording from
 
+Integers = NDArray[np.int64]
+
 
 class LiveTeacher:
-    """A model that answers on the spot: in evaluation mode, without gradient, on the device it is given."""
+    """A model that answers on the spot: in evaluation mode, without gradient, on the device it is given.
 
-    def __init__(self, model: nn.Module, device: torch.device | str = "cpu"):
-        self.model, self.device = model.eval().requires_grad_(False).to(device), device
+    `precision` is the teacher's own, whatever training asks it; with `bf16` its answers come back in float32.
+    """
+
+    def __init__(
+        self, model: nn.Module, device: torch.device | str = "cpu", precision: Literal["fp32", "bf16"] = "fp32"
+    ):
+        self.model, self.device = model.eval().requires_grad_(False).to(device), torch.device(device)
+        self.uses_bf16 = precision == "bf16"
 
     def __call__(self, batch: Batch) -> Outputs:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.uses_bf16):
             answers: Outputs = self.model(batch.to(self.device))
-        return answers
+        return in_float32(answers) if self.uses_bf16 else answers
+
+
+def in_float32(answers: Outputs) -> Outputs:
+    taps = {layer: (q.float(), k.float(), v.float()) for layer, (q, k, v) in answers.relations.items()}
+    hidden = tuple(state.float() for state in answers.hidden)
+    return Outputs(answers.logits.float(), answers.embedding.float(), hidden, taps)
 
 
 def record(
@@ -41,11 +55,14 @@ def record(
     folder: Path,
     scratch: Path,
     advance: Callable[[int], None] = lambda done: None,
+    taps: Sequence[int] = (),
 ) -> None:
-    """Write what the teacher says about every batch: logits in fp32; embeddings and hidden states of `layers` in fp16.
+    """Write what the teacher says about every batch: logits in fp32, all else in fp16.
 
-    `lengths` gives the tokens of every example id, in the order of the rows on disk. An interrupted recording goes on
-    after the last batch whose answers were flushed (marked in `scratch`).
+    That is the embedding, the hidden states of `layers` (0 = the embeddings) and the queries and keys of `taps` (from
+    1); attention maps would grow with the square of the length. `lengths` gives the tokens of every example id, in the
+    order of the rows on disk. An interrupted recording goes on after the last batch whose answers were flushed (marked
+    in `scratch`).
     """
     mark = scratch / "recorded.json"
     first = json.loads(mark.read_text()) if mark.exists() else 0
@@ -56,16 +73,16 @@ def record(
         arrays = {path.stem: np.load(path, mmap_mode="r+", allow_pickle=False) for path in folder.glob("*.npy")}
     for done, batch in enumerate(batches[first:], start=first + 1):
         answers = teacher(batch)
+        by_row, by_token = kept(answers, layers, taps)
         if not arrays:
-            arrays = create(folder, answers, len(rows), int(offsets[-1]), layers)
-        here = [rows[name] for name in batch.ids]
-        arrays["logits"][here] = answers.logits.float().cpu().numpy()
-        arrays["embedding"][here] = answers.embedding.float().cpu().numpy()
-        real = batch.attention_mask.bool()
-        for layer in layers:
-            states = answers.hidden[layer].float().cpu().numpy()
-            for place, row in enumerate(here):
-                arrays[f"hidden-{layer}"][offsets[row] : offsets[row + 1]] = states[place][real[place].numpy()]
+            arrays = create(folder, by_row, len(rows)) | create(folder, by_token, int(offsets[-1]))
+        here = np.array([rows[name] for name in batch.ids], dtype=np.int64)
+        for name, values in by_row.items():
+            arrays[name][here] = values.cpu().numpy()
+        real = batch.attention_mask.bool().cpu()
+        places, tokens = real.flatten().nonzero()[:, 0], tokens_of(offsets, here, real)[real.numpy()]
+        for name, values in by_token.items():
+            arrays[name][tokens] = values.flatten(0, 1).index_select(0, places.to(values.device)).cpu().numpy()
         if done % FLUSH_EVERY == 0:
             flush(arrays)
             mark.write_text(str(done))
@@ -75,16 +92,21 @@ def record(
     (folder / "ids.json").write_text(json.dumps(list(lengths)), encoding="utf-8")
 
 
-def create(folder: Path, answers: Outputs, rows: int, tokens: int, layers: Iterable[int]) -> dict[str, NDArray[Any]]:
-    shapes: dict[str, tuple[tuple[int, int], type[np.floating[Any]]]] = {
-        "logits": ((rows, answers.logits.shape[1]), np.float32),
-        "embedding": ((rows, answers.embedding.shape[1]), np.float16),
-    }
-    for layer in layers:
-        shapes[f"hidden-{layer}"] = ((tokens, answers.hidden[layer].shape[2]), np.float16)
+def kept(answers: Outputs, layers: Sequence[int], taps: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What goes on disk, by file: a vector for each text (B, n), and one for each token (B, L, d)."""
+    by_token = {f"hidden-{layer}": answers.hidden[layer].half() for layer in layers}
+    for layer in taps:
+        query, key, _ = answers.relations[layer]
+        by_token |= {f"query-{layer}": query.half(), f"key-{layer}": key.half()}
+    return {"logits": answers.logits.float(), "embedding": answers.embedding.half()}, by_token
+
+
+def create(folder: Path, values: dict[str, Tensor], rows: int) -> dict[str, NDArray[Any]]:
+    """A file for each, of as many rows as told and as wide as the values."""
     arrays: dict[str, NDArray[Any]] = {}
-    for name, (shape, kind) in shapes.items():
-        arrays[name] = open_memmap(folder / f"{name}.npy", "w+", kind, shape)
+    for name, value in values.items():
+        kind = value.new_empty(0).cpu().numpy().dtype
+        arrays[name] = open_memmap(folder / f"{name}.npy", "w+", kind, (rows, value.shape[-1]))
         reserve(folder / f"{name}.npy")
     return arrays
 
@@ -102,32 +124,59 @@ def flush(arrays: dict[str, NDArray[Any]]) -> None:
             array.flush()
 
 
-class RecordedTeacher:
-    """Answers read from a recording by example id. Layers that were not recorded are empty tensors."""
+def tokens_of(offsets: Integers, here: Integers, real: Tensor) -> Integers:
+    """Where the tokens (B, L) of the rows `here` lie on disk; padding points at some token of its row."""
+    places = (real.cumsum(1) - 1).clamp_min(0).numpy()
+    return np.asarray(offsets[here][:, None] + places)
 
-    def __init__(self, folder: Path):
+
+class RecordedTeacher:
+    """Answers read from a recording by example id; layers that were not recorded are absent or empty tensors.
+
+    Hidden states, queries and keys are in fp16 as they were kept, and zero where the batch is padded; the values of
+    `relations` are empty. Only layers of `hidden` and `taps` are read, or all that were recorded if these are None.
+    Raises UsageError for layers that were not.
+    """
+
+    def __init__(self, folder: Path, hidden: Sequence[int] | None = None, taps: Sequence[int] | None = None):
         self.folder = folder
         ids = json.loads((folder / "ids.json").read_text(encoding="utf-8"))
         self.rows = {name: row for row, name in enumerate(ids)}
         self.offsets = np.load(folder / "offsets.npy", allow_pickle=False)
         self.logits = self.open("logits")
         self.embedding = self.open("embedding")
-        self.hidden = {int(p.stem.split("-")[1]): self.open(p.stem) for p in folder.glob("hidden-*.npy")}
+        self.hidden = self.of_layers("hidden", hidden)
+        self.queries, self.keys = self.of_layers("query", taps), self.of_layers("key", taps)
 
     def open(self, name: str) -> NDArray[Any]:
         array: NDArray[Any] = np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         return array
 
+    def of_layers(self, kind: str, wanted: Sequence[int] | None) -> dict[int, NDArray[Any]]:
+        found = sorted(int(path.stem.split("-")[1]) for path in self.folder.glob(f"{kind}-*.npy"))
+        missing = sorted({*(wanted or ())} - {*found})
+        if missing:
+            raise UsageError(f"{self.folder} has no {kind} of layers {missing}, only of {found}: record anew")
+        return {layer: self.open(f"{kind}-{layer}") for layer in (found if wanted is None else wanted)}
+
     def __call__(self, batch: Batch) -> Outputs:
-        here = self.rows_of(batch.ids)
-        device = batch.input_ids.device
+        here, device = self.rows_of(batch.ids), batch.input_ids.device
+        hidden: list[Tensor] = [torch.empty(0)] * (max(self.hidden, default=-1) + 1)
+        taps: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        if self.hidden or self.queries:
+            padded = self.reader(here, batch)
+            for layer, states in self.hidden.items():
+                hidden[layer] = padded(states)
+            for layer, queries in self.queries.items():
+                taps[layer] = padded(queries), padded(self.keys[layer]), torch.empty(0)
         return Outputs(
             logits=torch.from_numpy(self.logits[here]).to(device),
             embedding=torch.from_numpy(self.embedding[here].astype(np.float32)).to(device),
-            hidden=self.padded_states(here, batch),
+            hidden=tuple(hidden),
+            relations=taps,
         )
 
-    def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
+    def rows_of(self, ids: Sequence[str]) -> Integers:
         unknown = [name for name in ids if name not in self.rows]
         if unknown:
             raise UsageError(
@@ -135,34 +184,19 @@ class RecordedTeacher:
             )
         return np.array([self.rows[name] for name in ids], dtype=np.int64)
 
-    def padded_states(self, here: NDArray[np.int64], batch: Batch) -> tuple[Tensor, ...]:
-        """Hidden states (B, L, d) of the recorded layers; zero where the batch is padded."""
-        if not self.hidden:
-            return ()
+    def reader(self, here: Integers, batch: Batch) -> Callable[[NDArray[Any]], Tensor]:
+        """A function that gives the rows of the batch (B, L, d) from what is kept of every token (T, d)."""
         real = batch.attention_mask.bool().cpu()
-        counts = self.offsets[here + 1] - self.offsets[here]
-        if not np.array_equal(counts, real.sum(1).numpy()):
+        if not np.array_equal(self.offsets[here + 1] - self.offsets[here], real.sum(1).numpy()):
             raise UsageError(f"{self.folder} was recorded with another tokenizer or length: record anew")
-        tokens = np.concatenate([np.arange(self.offsets[row], self.offsets[row + 1]) for row in here])
-        states: list[Tensor] = [torch.empty(0)] * (max(self.hidden) + 1)
-        for layer, array in self.hidden.items():
-            padded = torch.zeros(*real.shape, array.shape[1])
-            padded[real] = torch.from_numpy(array[tokens].astype(np.float32))
-            states[layer] = padded.to(batch.input_ids.device)
-        return tuple(states)
+        tokens = tokens_of(self.offsets, here, real).ravel()
+        padding = (~real).flatten().nonzero()[:, 0]
 
+        def padded(array: NDArray[Any]) -> Tensor:
+            states = torch.from_numpy(np.asarray(array).take(tokens, axis=0)).index_fill_(0, padding, 0)
+            return states.view(*real.shape, -1).to(batch.input_ids.device)
 
-class FirstThatKnows:
-    """Several recordings as one teacher: each text is answered by the recording that holds it."""
-
-    def __init__(self, teachers: Sequence[RecordedTeacher]):
-        self.teachers = teachers
-
-    def __call__(self, batch: Batch) -> Outputs:
-        for teacher in self.teachers:
-            if batch.ids[0] in teacher.rows:
-                return teacher(batch)
-        raise UsageError(f"no recording has an answer for {batch.ids[0]!r}: record anew")
+        return padded
 
 
 def silent(batch: Batch) -> Outputs:

@@ -1,4 +1,4 @@
-"""A text encoder with a classification or regression head that tells its pooled vector, hidden states and q, k, v."""
+"""A text encoder, with or without a head, that tells its pooled vector, hidden states and q, k, v."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 from transformers.utils import logging
 
 from openbook.config import UsageError
@@ -39,17 +39,26 @@ class Head:
 
 
 class Encoder(nn.Module):
-    """Any `AutoModelForSequenceClassification`, as a function from Batch to Outputs."""
+    """Any `AutoModelForSequenceClassification`, as a function from Batch to Outputs.
+
+    An `AutoModel` has no head: its logits are (B, 0), and its embedding is the mean of the last states of real tokens.
+    """
 
     def __init__(self, model: Any):
         super().__init__()
         self.model = model
         self.accepted = set(inspect.signature(model.forward).parameters)
+        self.attention = model.config._attn_implementation
         self.wants_hidden = False
         self._pooled: Tensor | None = None
         self._taps: dict[int, dict[int, Tensor]] = {}
         self._hooks: list[Any] = []
-        self.watch_head()
+        if self.has_head:
+            self.watch_head()
+
+    @property
+    def has_head(self) -> bool:
+        return self.body() is not self.model
 
     @property
     def layers(self) -> int:
@@ -65,8 +74,14 @@ class Encoder(nn.Module):
 
     @property
     def embedding_width(self) -> int:
-        """Numbers in the vector that the last linear layer of the head reads."""
-        return int(self.last_linear().in_features)
+        """Numbers in the vector that the last linear layer of the head reads, or in a hidden state if there is none."""
+        return int(self.last_linear().in_features) if self.has_head else self.width
+
+    def train(self, mode: bool = True) -> Encoder:
+        """On a CPU it learns with plain attention: the fused one's way back is many times slower in bf16."""
+        super().train(mode)
+        self.model.set_attn_implementation("eager" if mode and not torch.cuda.is_available() else self.attention)
+        return self
 
     def body(self) -> nn.Module:
         return self.model.base_model  # type: ignore[no-any-return]
@@ -132,7 +147,10 @@ class Encoder(nn.Module):
         """The stack of transformer blocks: the longest module list as long as the configuration says."""
         stacks = [m for m in self.body().modules() if isinstance(m, nn.ModuleList) and len(m) == self.layers]
         if not stacks:
-            raise UsageError(f"{type(self.model).__name__} has no list of {self.layers} blocks to tap")
+            raise UsageError(
+                f"{type(self.model).__name__} has no list of {self.layers} blocks."
+                " Set distill terms `attention` and `relations` to 0 for this model"
+            )
         return stacks[0]
 
     def forward(self, batch: Batch) -> Outputs:
@@ -144,9 +162,10 @@ class Encoder(nn.Module):
         )
         pooled, taps = self._pooled, self._taps
         self._pooled, self._taps = None, {}
-        assert pooled is not None
+        if pooled is None:
+            pooled = mean_of_real(answer.last_hidden_state, batch.attention_mask)
         return Outputs(
-            logits=answer.logits,
+            logits=answer.logits if self.has_head else pooled.new_empty(len(pooled), 0),
             embedding=pooled,
             hidden=tuple(answer.hidden_states) if self.wants_hidden else (),
             relations={layer: (kept[0], kept[1], kept[2]) for layer, kept in taps.items()},
@@ -157,6 +176,12 @@ class Encoder(nn.Module):
         with quiet():
             self.model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+def mean_of_real(states: Tensor, mask: Tensor) -> Tensor:
+    """The mean of states (B, L, d) where the mask (B, L) is 1: (B, d)."""
+    real = mask[..., None].to(states.dtype)
+    return (states * real).sum(1) / real.sum(1)
 
 
 def find_linear(block: nn.Module, name: str) -> nn.Linear | None:
@@ -205,6 +230,38 @@ def load_finished(folder: str, revision: str | None = None) -> Encoder:
     if info["missing_keys"]:
         raise UsageError(f"{folder} has no weights for {sorted(info['missing_keys'])}; fine-tune it with a head")
     return Encoder(model.eval())
+
+
+def load_headless(location: str, revision: str | None = None) -> Encoder:
+    """A pretrained encoder as it is, without a head. Raises UsageError for missing weights.
+
+    A pooler that the checkpoint lacks is left out: a random one would be taken for a learned one.
+    """
+    with quiet():
+        model, info = AutoModel.from_pretrained(
+            location, revision=revision, dtype=torch.float32, output_loading_info=True
+        )
+    missing = sorted(info["missing_keys"])
+    if any(not name.startswith("pooler.") for name in missing):
+        raise UsageError(f"{location} has no weights for {missing}; name the folder or Hub id of a whole encoder")
+    if missing:
+        model.pooler = None
+    return Encoder(model.eval())
+
+
+def refuse_untappable(config: Any, scores: bool = False) -> None:
+    """Raise UsageError if a model of this configuration has no q, k and v that a term could read; weights stay unread.
+
+    With `scores`, also if its attention scores are more than products of them (rotary positions).
+    """
+    with quiet(), torch.device("meta"):
+        encoder = Encoder(AutoModelForSequenceClassification.from_config(config))
+    encoder.listen(layers=range(1, encoder.layers + 1))
+    if scores and getattr(config, "rope_parameters", None) is not None:
+        raise UsageError(
+            f"{type(encoder.model).__name__} turns queries and keys by their positions before it compares them, and"
+            " distill term `attention` compares them as they are; use `relations`, or another teacher.model"
+        )
 
 
 def label_names(location: str, revision: str | None = None) -> tuple[str, ...]:

@@ -105,16 +105,33 @@ def start_from_word_answers(student: Encoder, teacher: Encoder, answers: Tensor)
 
 
 def start_from_layers(student: Encoder, teacher: Encoder, layers: tuple[int, ...]) -> None:
-    """Copy embeddings, head and the given blocks (from 1). Raises UsageError unless all widths are equal."""
+    """Copy embeddings, the given blocks (from 1), pooler and head.
+
+    A teacher without a head (or pooler) leaves the student's as it was drawn. Raises UsageError unless all widths are
+    equal and the blocks are built alike.
+    """
     compare_widths(student.model.config, teacher.model.config)
-    for block, layer in zip(student.blocks(), layers, strict=True):
-        block.load_state_dict(teacher.blocks()[layer - 1].state_dict())
-    outside = {
-        name: value[: own.shape[0]] if "position" in name else value
-        for name, value in teacher.model.state_dict().items()
-        if (own := student.model.state_dict().get(name)) is not None and ".layer." not in name
-    }
-    student.model.load_state_dict(outside, strict=False)
+    for place, (block, layer) in enumerate(zip(student.blocks(), layers, strict=True), start=1):
+        given = teacher.blocks()[layer - 1].state_dict()
+        if odd := sorted(given.keys() ^ block.state_dict().keys()):
+            raise UsageError(
+                f"student.init=layer_copy gives layer {layer} of the teacher to layer {place} of the student, but only"
+                f" one of them has {odd}; use init: random"
+            )
+        block.load_state_dict(given)
+    theirs = outside_blocks(teacher)
+    with torch.no_grad():
+        for name, weight in outside_blocks(student).items():
+            if name in theirs:
+                weight.copy_(theirs[name][: len(weight)] if "position" in name else theirs[name])
+
+
+def outside_blocks(encoder: Encoder) -> dict[str, Tensor]:
+    """The weights that are in no block, under the same names with and without a head."""
+    inside = {id(weight) for weight in encoder.blocks().parameters()}
+    body = f"{encoder.model.base_model_prefix}."
+    named = encoder.model.named_parameters()
+    return {name.removeprefix(body): weight for name, weight in named if id(weight) not in inside}
 
 
 def compare_widths(student: Any, teacher: Any) -> None:

@@ -1,23 +1,36 @@
-"""Documents in, a bank of clean, unique sentences out; none of them repeats an evaluation text."""
+"""What a text is to retrieval: its words, its key, its sentences, and whether it repeats an evaluation text."""
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2b, shake_256
+from itertools import islice
 
 import numpy as np
 import sentencex
+from numpy.typing import NDArray
 
-from openbook.config import CorpusSettings, UsageError
-from openbook.types import Passage
-
-WORD = re.compile(r"\w+")
-LEAST_LETTERS = 0.5  # of the non-blank characters: below it a line is a table, a number or markup
+HAN = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+WORD = re.compile(rf"[{HAN}]|[^\W{HAN}]+")
+ASCII_WORD = re.compile(r"\w+", re.ASCII)
+AT_ONCE = 4096  # evaluation texts hashed together
+BANDS = 16
+FOUND = 0.99
+MOST_MINHASHES = 16  # a band
+ODD = 0x9E3779B97F4A7C15  # its powers tell the places in a word run apart
+CODES = np.frombuffer(b"".join(blake2b(bytes([byte]), digest_size=8).digest() for byte in range(256)), "<u8")
 
 
 def lex(text: str) -> list[str]:
-    r"""The words retrieval sees: maximal runs of `\w` in casefold(NFKC(text))."""
+    r"""The words retrieval sees: maximal runs of `\w` in casefold(NFKC(text)); a Chinese character is one by itself.
+
+    Chinese is written without blanks, so that a whole clause would be one word. Kana and hangul stay runs.
+    """
+    if text.isascii():  # the same, sooner
+        return ASCII_WORD.findall(text.lower())
     return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
@@ -34,75 +47,82 @@ def sentences(text: str, language: str) -> Iterator[str]:
 
 
 class LeakGuard:
-    """Knows all evaluation texts of a run, and blocks what equals one or shares `ngram` consecutive words with one."""
+    """Knows all evaluation texts of a run, and blocks what equals one or shares `ngram` consecutive words with one.
+
+    Word runs are kept as 64-bit hashes, 8 bytes each; should two ever collide, a sentence is lost that need not be.
+    0 for `ngram` compares whole texts only.
+    """
 
     def __init__(self, evaluation_texts: Iterable[str], ngram: int) -> None:
         self.keys: set[str] = set()
         self._ngram = ngram
-        self._runs: set[tuple[str, ...]] = set()
-        for text in evaluation_texts:
-            words = lex(text)
-            self.keys.add(" ".join(words))
-            self._runs.update(self._runs_of(words))
+        runs = [np.empty(0, np.uint64)]
+        texts = iter(evaluation_texts)
+        while keys := [key(text) for text in islice(texts, AT_ONCE)]:
+            self.keys.update(keys)
+            runs.append(_runs_of(keys, ngram)[0])
+        self._runs = np.unique(np.concatenate(runs))
 
     def blocks(self, text: str) -> bool:
-        return self.blocks_words(lex(text))
+        return bool(self.blocked([key(text)])[0])
 
-    def blocks_words(self, words: Sequence[str]) -> bool:
-        """The same for a text that is already `lex`ed."""
-        return " ".join(words) in self.keys or not self._runs.isdisjoint(self._runs_of(words))
+    def blocked(self, keys: Sequence[str]) -> NDArray[np.bool_]:
+        """Which texts, given by their keys, repeat an evaluation text: (N,)."""
+        found = np.array([name in self.keys for name in keys], dtype=np.bool_)
+        if len(self._runs):
+            runs, row_of = _runs_of(keys, self._ngram)
+            places = np.searchsorted(self._runs, runs).clip(max=len(self._runs) - 1)
+            found[row_of[self._runs[places] == runs]] = True
+        return found
 
-    def _runs_of(self, words: Sequence[str]) -> Iterator[tuple[str, ...]]:
-        return zip(*(words[start:] for start in range(self._ngram)), strict=False)  # nothing at all for ngram 0
+    def digest(self) -> str:
+        """Changes with what is blocked."""
+        total = blake2b(f"{self._ngram}".encode(), digest_size=16)
+        for name in sorted(self.keys):
+            total.update(f"\n{name}".encode())
+        return total.hexdigest()
 
 
-def build_bank(
-    documents: Iterable[tuple[str, str]],
-    guard: LeakGuard,
-    settings: CorpusSettings,
-    progress: Callable[[int], None] | None = None,
-) -> tuple[list[Passage], dict[str, int]]:
-    """All sentences of (id, text) documents that pass the filters, unique by key, in one seeded shuffle.
+def band_hashes(keys: Sequence[str], threshold: float) -> NDArray[np.uint64]:
+    """Hashes of which two texts share one if their word sets are similar enough: (N, BANDS). No key may be empty.
 
-    A prefix of the bank is therefore a uniform sample of it. Also returns how many sentences each filter removed.
-    `progress` hears the number of documents done so far. An empty bank raises UsageError.
+    A band is as many MinHashes (Broder, 1997) as make it equal with a probability that finds `FOUND` of all pairs of
+    Jaccard similarity `threshold` in one band or another.
     """
-    names = ("documents", "sentences", "too_short", "too_long", "not_text", "leaked", "duplicate", "kept")
-    counts = dict.fromkeys(names, 0)
-    kept: dict[str, tuple[str, str]] = {}
-    for document, text in documents:
-        for sentence in sentences(text, settings.language):
-            words = lex(sentence)
-            name = " ".join(words)
-            fault = _fault(sentence, words, guard, settings) or ("duplicate" if name in kept else None)
-            counts["sentences"] += 1
-            counts[fault or "kept"] += 1
-            if fault is None:
-                kept[name] = (document, sentence)
-        counts["documents"] += 1
-        if progress:
-            progress(counts["documents"])
-    if not kept:
-        found = ", ".join(f"{name}={count}" for name, count in counts.items())
-        raise UsageError(
-            f"corpus.sources: no sentence passed the filters ({found}); give more text, or check corpus.min_words="
-            f"{settings.min_words}, corpus.max_words={settings.max_words} and corpus.language={settings.language}"
-        )
-    return _shuffled(list(kept.values()), settings.seed), counts
+    words, row_of = _runs_of(keys, 1)
+    starts = np.searchsorted(row_of, np.arange(len(keys)))
+    equal = 1 - (1 - FOUND) ** (1 / BANDS)
+    width = (
+        MOST_MINHASHES if threshold == 1 else max(1, min(MOST_MINHASHES, int(math.log(equal) / math.log(threshold))))
+    )
+    numbers = np.frombuffer(shake_256(b"MinHash").digest(16 * BANDS * width), "<u8").reshape(BANDS, width, 2)
+    bands = np.zeros((len(keys), BANDS), np.uint64)
+    for band, functions in enumerate(numbers):
+        for factor, shift in functions:
+            smallest = np.minimum.reduceat(words * (factor | np.uint64(1)) + shift, starts)
+            bands[:, band] = (bands[:, band] + smallest) * np.uint64(ODD)
+    return bands
 
 
-def _fault(sentence: str, words: Sequence[str], guard: LeakGuard, settings: CorpusSettings) -> str | None:
-    """The first filter that refuses the sentence, if any."""
-    if len(words) < settings.min_words:
-        return "too_short"
-    if len(words) > settings.max_words:
-        return "too_long"
-    if sum(map(str.isalpha, sentence)) < LEAST_LETTERS * (len(sentence) - sentence.count(" ")):
-        return "not_text"
-    return "leaked" if guard.blocks_words(words) else None
+def _runs_of(keys: Sequence[str], ngram: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Hashes of all runs of `ngram` words of a key, and the number of the key each lies in.
+
+    The hash of the bytes b_0 b_1 ... is the sum of code(b_i) ODD^i mod 2^64: a difference of two prefix sums.
+    """
+    joined = np.frombuffer("\n".join(keys).encode(), np.uint8)
+    ends = np.flatnonzero((joined == ord(" ")) | (joined == ord("\n")))
+    row_of = np.concatenate([[0], np.cumsum(joined[ends] == ord("\n"))])  # of every word
+    count = len(row_of) - ngram + 1
+    if ngram == 0 or count <= 0:
+        return np.empty(0, np.uint64), np.empty(0, np.int64)
+    starts, stops = np.concatenate([[0], ends + 1])[:count], np.concatenate([ends, [len(joined)]])[ngram - 1 :]
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(CODES[joined] * _powers(ODD, len(joined)))])
+    hashes = (sums[stops] - sums[starts]) * _powers(pow(ODD, -1, 2**64), len(joined) + 1)[starts]
+    within = row_of[:count] == row_of[ngram - 1 :]
+    return hashes[within], row_of[:count][within]
 
 
-def _shuffled(kept: Sequence[tuple[str, str]], seed: int) -> list[Passage]:
-    order = np.random.default_rng(seed).permutation(len(kept))
-    rows = (kept[row] for row in order)
-    return [Passage(f"bank/{place:06d}", text, document) for place, (document, text) in enumerate(rows)]
+def _powers(base: int, count: int) -> NDArray[np.uint64]:
+    powers = np.full(count, base, np.uint64)
+    powers[:1] = 1
+    return np.cumprod(powers, dtype=np.uint64)

@@ -1,69 +1,185 @@
-"""General text + task text -> contextualized corpus: sentences, leak guard, BM25, merge, rank, budget, statistics."""
+"""Bank + hits -> the corpus a student reads: the retrieved one, or a control of the same size; and its statistics."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from openbook.candidates import candidates_for
 from openbook.checkpoint import write_json
-from openbook.console import track
-from openbook.data.sources import documents
-from openbook.retrieval.bm25 import Index
-from openbook.retrieval.contextualize import anchors_of, contextualize
-from openbook.retrieval.passages import LeakGuard, build_bank
-from openbook.retrieval.statistics import describe
-from openbook.types import Example
+from openbook.config import Recipe, UsageError
+from openbook.inference import answers_of, probabilities_of
+from openbook.models.encoder import load_finished
+from openbook.retrieval.anchors import load_anchors
+from openbook.retrieval.augment import augmented
+from openbook.retrieval.bank import Bank
+from openbook.retrieval.budget import within
+from openbook.retrieval.contextualize import Judge, contextualize
+from openbook.retrieval.controls import random_length, random_text, task_text
+from openbook.retrieval.forms import fraction_of, packed, rank_paired
+from openbook.retrieval.hits import HitTable
+from openbook.retrieval.importance import importance
+from openbook.retrieval.passages import key, lex
+from openbook.retrieval.statistics import describe, sizes
+from openbook.types import Corpus, Example, Passage
 from openbook.workspace import Run, tokenizer_digest
+
+RETRIEVED = ("retrieved", "other_task", "random_length")  # what reads hits
+KEYS = {
+    "select", "budget_tokens", "fraction", "fraction_order", "form", "balance_labels", "confidence", "include_task",
+    "augment", "seed", "k_max",
+}  # fmt: skip
+SCHEMA = pa.schema(
+    [("id", pa.string()), ("text", pa.string()), ("document", pa.string()), ("text_pair", pa.string()),
+     ("tokens", pa.int64()), ("rank", pa.int64()), ("anchors", pa.int64())]
+)  # fmt: skip
+
+
+def upstream(recipe: Recipe) -> tuple[str, ...]:
+    """The bank, unless the task's own text is all; the hits where they are read; the teacher where it is asked."""
+    corpus = recipe.corpus
+    source = ("retrieve",) if corpus.select in RETRIEVED else ("build-bank",)
+    return (*source, "train-teacher") if corpus.confidence else source
 
 
 def inputs(run: Run) -> dict[str, Any]:
+    general = run.recipe.distill.general
     return {
         "task": run.task_digest,
-        "sources": run.corpus_digest,
         "tokenizer": tokenizer_digest(run.tokenizer),
-        "settings": run.recipe.corpus.model_dump(mode="json", exclude={"sources"}),
+        "settings": run.recipe.corpus.model_dump(mode="json", include=KEYS),
+        "general_tokens": None if general is None else general.budget_tokens,
+        "words": run.teacher_digest if run.recipe.corpus.select == "augmented" else None,
     }
 
 
 def check(run: Run) -> None:
-    """Every source can be found and read."""
-    for number, source in enumerate(run.recipe.corpus.sources):
-        next(documents(source, f"corpus.sources.{number}"), None)
+    """The switches fit the task."""
+    corpus, task = run.recipe.corpus, run.task
+    if task.labels is None and (corpus.balance_labels or corpus.confidence):
+        name = "balance_labels" if corpus.balance_labels else "confidence"
+        raise UsageError(f"corpus.{name} goes by class, and {task.name} is a regression; remove it")
+    if task.pair and corpus.confidence:
+        raise UsageError(
+            f"corpus.confidence={corpus.confidence}: {task.name} is a pair task, whose teacher cannot judge lone"
+            " sentences; set it to 0"
+        )
+    if not task.pair and corpus.form in ("rand_pair", "rank_pair"):
+        raise UsageError(f"corpus.form={corpus.form} makes pairs, and {task.name} has single texts; use single or auto")
 
 
 def build(run: Run, folder: Path) -> None:
+    settings, bank = run.recipe.corpus, Bank.load(run.folder / "bank")
+    corpus = fraction_of(chosen(run, bank), settings)
+    passages = list(corpus.passages)
+    if settings.include_task:
+        passages += [Passage(row.id, row.text, "task", row.text_pair) for row in run.task.train]
+    if settings.form == "packed":
+        passages = list(packed(passages, run.recipe.task.max_length, settings.seed))
+    write_passages(passages, folder / "passages.parquet")
+    general = run.recipe.distill.general
+    if general is not None:
+        random, _ = within(random_text(bank), lambda some: count_tokens(run, some), general.budget_tokens)
+        write_passages(random, folder / "general.parquet")
+    write_json(
+        folder / "statistics.json",
+        {**corpus.statistics, "bank": bank.counts, "described": described(run, bank, passages)},
+    )
+
+
+def chosen(run: Run, bank: Bank) -> Corpus:
+    """The corpus of `corpus.select`, cut at the budget."""
     settings, task = run.recipe.corpus, run.task
-    guard = LeakGuard(texts_of([*task.holdout, *task.test]), settings.leak_ngram)
-    with track("splitting documents into sentences") as advance:
-        bank, counts = build_bank(all_documents(run), guard, settings, advance)
-    index = Index.build([passage.text for passage in bank], settings.k1, settings.b)
-    anchors = anchors_of(task.train, settings, guard.keys)
-    with track("retrieving", len(anchors)) as advance:
-        corpus = contextualize(bank, index, anchors, settings, lambda texts: count_tokens(run, list(texts)), advance)
-    chosen = [passage.text for passage in corpus.passages]
-    sample = [passage.text for passage in bank[: len(chosen)]]
-    task_texts = [anchor.text for anchor in anchors]
-    described = describe({"corpus": chosen, "random": sample, "task": task_texts}, task_texts, settings.seed)
-    pq.write_table(pa.Table.from_pylist([asdict(passage) for passage in corpus.passages]), folder / "passages.parquet")
-    write_json(folder / "statistics.json", {**corpus.statistics, "bank": counts, "described": described})
+    if settings.select in ("retrieved", "other_task"):
+        return retrieved(run, bank)
+    keys = {key(text) for text in run.evaluation_texts}
+    texts: dict[str, Any] = {
+        "random": lambda: random_text(bank),
+        "random_length": lambda: random_length(bank, words_of(retrieved(run, bank)), settings.seed),
+        "importance": lambda: importance(bank, task_texts(run), settings.seed),
+        "augmented": lambda: augmented(task.train, candidates_for(run, bank), settings.augment, settings.seed, keys),
+        "task": lambda: task_text(task.train),
+    }
+    passages, shortfall = within(texts[settings.select](), lambda some: count_tokens(run, some), settings.budget_tokens)
+    if not passages:
+        raise UsageError(f"corpus.budget_tokens={settings.budget_tokens} is less than the first text; raise it")
+    facts = {"budget_tokens": settings.budget_tokens, "shortfall_tokens": shortfall}
+    return Corpus(tuple(passages), facts | sizes(passages))
 
 
-def all_documents(run: Run) -> Iterator[tuple[str, str]]:
-    for number, source in enumerate(run.recipe.corpus.sources):
-        yield from documents(source, f"corpus.sources.{number}")
+def retrieved(run: Run, bank: Bank) -> Corpus:
+    settings, folder = run.recipe.corpus, run.folder / "hits"
+    hits, anchors = HitTable.load(folder), load_anchors(folder)
+    if settings.form == "rank_pair":
+        return rank_paired(bank, hits, anchors, run.task.train, settings, lambda some: count_tokens(run, some))
+    judge = Judge(teacher_of(run), label_shares(run)) if settings.confidence else None
+    return contextualize(bank, hits, anchors, settings, lambda some: count_tokens(run, some), judge)
 
 
-def texts_of(examples: list[Example]) -> list[str]:
-    return [text for example in examples for text in (example.text, example.text_pair) if text is not None]
+def teacher_of(run: Run) -> Callable[[Sequence[Passage]], NDArray[np.float64]]:
+    """The fine-tuned teacher's probabilities (n, C) of lone sentences."""
+    teacher = load_finished(str(run.folder / "teacher"))
+
+    def judge(passages: Sequence[Passage]) -> NDArray[np.float64]:
+        rows = run.tokens("judged", [Example(one.id, one.text) for one in passages], run.teacher_tokenizer)
+        return probabilities_of(answers_of(teacher, rows).logits)
+
+    return judge
 
 
-def count_tokens(run: Run, texts: list[str]) -> list[int]:
-    """Word-pieces of each sentence as the student will read it: cut, without special tokens."""
-    room = run.recipe.task.max_length - run.tokenizer.num_special_tokens_to_add()
-    encoded = run.tokenizer(texts, add_special_tokens=False, truncation=True, max_length=room)
+def label_shares(run: Run) -> NDArray[np.float64]:
+    counts = np.bincount([int(row.label or 0) for row in run.task.train], minlength=len(run.task.labels or ()))
+    return np.asarray(counts / counts.sum())
+
+
+def words_of(corpus: Corpus) -> list[int]:
+    return [len(lex(passage.text)) for passage in corpus.passages]
+
+
+def task_texts(run: Run) -> list[str]:
+    """The training texts that no evaluation text equals: what a corpus may be compared with, or drawn toward."""
+    seen = {key(text) for text in run.evaluation_texts}
+    return [
+        text
+        for row in run.task.train
+        for text in (row.text, row.text_pair)
+        if text is not None and key(text) not in seen
+    ]
+
+
+def described(run: Run, bank: Bank, passages: Sequence[Passage]) -> dict[str, Any]:
+    """How varied the corpus is and how close to the task, beside random text and the task's own."""
+    texts = [text for one in passages for text in (one.text, one.text_pair) if text]
+    sample = [passage.text for passage, _ in zip(bank.prefix(), texts, strict=False)]
+    own = task_texts(run)
+    return describe({"corpus": texts, "random": sample, "task": own}, own, run.recipe.corpus.seed)
+
+
+def write_passages(passages: Sequence[Passage], path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([asdict(passage) for passage in passages], schema=SCHEMA), path)
+
+
+def count_tokens(run: Run, passages: Sequence[Passage]) -> list[int]:
+    """Word-pieces of each passage as the student will read it: cut, without special tokens."""
+    tokenizer, length = run.tokenizer, run.recipe.task.max_length
+    alone = length - tokenizer.num_special_tokens_to_add()
+    together = length - tokenizer.num_special_tokens_to_add(pair=True)
+    first = pieces(tokenizer, [one.text for one in passages], alone)
+    second = pieces(tokenizer, [one.text_pair or "" for one in passages], alone)
+    room = together // 2 if run.task.pair else alone
+    return [
+        min(a, room) if one.text_pair is None else min(a + b, together)
+        for one, a, b in zip(passages, first, second, strict=True)
+    ]
+
+
+def pieces(tokenizer: Any, texts: list[str], most: int) -> list[int]:
+    encoded = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=most)
     return [len(row) for row in encoded["input_ids"]]

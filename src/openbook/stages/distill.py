@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from openbook.checkpoint import SCRATCH, building, is_fresh, open_artifact, read_json, write_json
+from openbook.checkpoint import SCRATCH, building, fingerprint, is_fresh, open_artifact, read_json, write_json
 from openbook.config import Recipe
 from openbook.data.batches import BatchPlan
 from openbook.inference import answers_of, outputs_of
 from openbook.lessons import (
     CORPUS,
+    LAST,
     STUDENTS,
     Course,
-    corpus_examples,
+    blank_student,
     courses,
+    hears_recording,
     key_projection,
     key_space,
     needs_teacher,
@@ -31,11 +37,23 @@ from openbook.lessons import (
 from openbook.metrics import score
 from openbook.models.encoder import Encoder
 from openbook.parallel import run_jobs
+from openbook.readings import reading_inputs, tokens_of
 from openbook.starts import fresh_student, record_word_answers
-from openbook.training import Lesson, train
+from openbook.training import Judge, Lesson, count_updates, train, weights_of
 from openbook.workspace import Run, tokenizer_digest
 
 EXTRAS = ("history.json", "scores.json", "artifact.json")  # ours, beside the stock files of a student's folder
+
+Progress = Callable[[int], None]  # told how many updates are done
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A student between two courses."""
+
+    student: Encoder
+    projections: dict[str, Tensor]  # that the last course learned: fresh ones would pull the student out of shape
+    history: list[dict[str, Any]]  # of all courses so far
 
 
 def inputs(run: Run) -> dict[str, Any]:
@@ -45,6 +63,7 @@ def inputs(run: Run) -> dict[str, Any]:
     return {
         "recipe": recipe,
         "task": run.task_digest,
+        "metric": run.task.metric,
     }
 
 
@@ -79,12 +98,16 @@ def workers_for(run: Run) -> int:
 
 
 def updates_of(run: Run, student: str) -> int:
-    return sum(len(plan_of(run, course, seed=0)) for course in courses(run, student))
+    """How many updates a student takes; what it reads is tokenised on the way."""
+    return sum(updates_in(run, course) for course in courses(run, student))
+
+
+def updates_in(run: Run, course: Course) -> int:
+    return count_updates(plan_of(run, course, seed=0), course.training.optim)
 
 
 def plan_of(run: Run, course: Course, seed: int) -> BatchPlan:
-    examples = run.task.train if course.texts == "task" else corpus_examples(run)
-    return BatchPlan(run.tokens(course.texts, examples, run.tokenizer), course.training.optim, seed)
+    return BatchPlan(tokens_of(run, course.texts, run.tokenizer), course.training.optim, seed)
 
 
 def student_inputs(run: Run, student: str, seed: int) -> dict[str, Any]:
@@ -94,6 +117,7 @@ def student_inputs(run: Run, student: str, seed: int) -> dict[str, Any]:
         "student": run.recipe.student.model_dump(mode="json"),
         "courses": [[course.name, course.texts, course.training.model_dump(mode="json")] for course in plans],
         "task": run.task_digest,
+        "metric": run.task.metric,
         "tokenizer": tokenizer_digest(run.tokenizer),
         "seed": seed,
     }
@@ -102,65 +126,123 @@ def student_inputs(run: Run, student: str, seed: int) -> dict[str, Any]:
         upstream.add("teacher")
     if any(needs_teacher(course.training.terms) for course in plans):
         upstream |= {"teacher", "teacher_outputs"}
-    if any(course.texts == "corpus" for course in plans):
+    if any(course.texts != "task" for course in plans):
         upstream.add("corpus")
-    for name in sorted(upstream):
-        artifact = open_artifact(run.folder / name)
-        inputs[name] = None if artifact is None else artifact.manifest["fingerprint"]
-    return inputs
+    return inputs | {name: made_from(run, name) for name in sorted(upstream)}
 
 
-def teach(recipe: Recipe, run_folder: Path, student: str, seed: int, progress: Callable[[int], None]) -> None:
+def made_from(run: Run, name: str) -> str | None:
+    artifact = open_artifact(run.folder / name)
+    return None if artifact is None else str(artifact.manifest["fingerprint"])
+
+
+def teach(recipe: Recipe, run_folder: Path, student: str, seed: int, progress: Progress) -> None:
     """Train one student in a process of its own, resuming where a killed run left it."""
     run = Run(recipe, run_folder)
     folder = folder_of(run, student, seed)
+    plan = courses(run, student)
     with building(folder, student_inputs(run, student, seed)) as partial:
-        model, history, before = fresh_student(run, seed), [], 0
-        projections: dict[str, Tensor] = {}
-        for course in courses(run, student):
-            plan = plan_of(run, course, seed)
-            scratch, heard_so_far = partial / SCRATCH / course.name, counting_from(before, progress)
-            told, projections = follow(run, course, plan, model, projections, seed, scratch, heard_so_far)
-            history += [{"stage": course.name, **row} for row in told]
-            before += len(plan)
-        heard = answers_of(model, run.tokens("holdout", run.task.holdout, run.tokenizer))
-        if any(needs_teacher(course.training.terms) for course in courses(run, student)):
-            model.model.config.key_space = key_space(run)  # where this student's embeddings were taught to lie
-        model.save(partial, run.tokenizer)
-        write_json(partial / "history.json", history)
-        held_out = score(run.task.metric, outputs_of(heard, run.task.kind), heard.labels)
-        write_json(partial / "scores.json", {"holdout": held_out})
+        learner = stage_one(run, student, seed, progress)
+        before = sum(updates_in(run, course) for course in plan if course.name not in LAST)
+        for course in plan:
+            if course.name in LAST:
+                heard = counting_from(before, progress)
+                learner = follow(run, course, learner, seed, partial / SCRATCH / course.name, heard)
+        if any(needs_teacher(course.training.terms) for course in plan):
+            learner.student.model.config.key_space = key_space(run)  # where its embeddings were taught to lie
+        learner.student.save(partial, run.tokenizer)
+        write_json(partial / "history.json", learner.history)
+        write_json(partial / "scores.json", {"holdout": held_out_score(run, learner.student)})
 
 
-def counting_from(before: int, progress: Callable[[int], None]) -> Callable[[int], None]:
+def held_out_score(run: Run, student: Encoder) -> float:
+    heard = answers_of(student, run.tokens("holdout", run.task.holdout, run.tokenizer))
+    return score(run.task.metric, outputs_of(heard, run.task.kind), heard.labels)
+
+
+def stage_one(run: Run, student: str, seed: int, progress: Progress = lambda done: None) -> Learner:
+    """A student after its courses on other text than what it is for, which different last courses share."""
+    return after(run, [course for course in courses(run, student) if course.name not in LAST], seed, progress)
+
+
+def after(run: Run, plan: Sequence[Course], seed: int, progress: Progress) -> Learner:
+    """A student after these courses: as a run left it in `lessons/`, or taught now and left there."""
+    if not plan:
+        return Learner(fresh_student(run, seed), {}, [])
+    inputs = lesson_inputs(run, plan, seed)
+    folder = run.folder / "lessons" / fingerprint(inputs)[:16]
+    with one_at_a_time(folder):
+        if not is_fresh(folder, inputs):
+            with building(folder, inputs) as partial:
+                learner = after(run, plan[:-1], seed, progress)
+                heard = counting_from(sum(updates_in(run, course) for course in plan[:-1]), progress)
+                learner = follow(run, plan[-1], learner, seed, partial / SCRATCH / "training", heard)
+                save_file(weights_of(learner.student), partial / "student.safetensors")
+                save_file(learner.projections, partial / "projections.safetensors")
+                write_json(partial / "history.json", learner.history)
+    student = blank_student(run, seed)
+    student.load_state_dict(load_file(folder / "student.safetensors"))
+    return Learner(student, load_file(folder / "projections.safetensors"), read_json(folder / "history.json"))
+
+
+def lesson_inputs(run: Run, plan: Sequence[Course], seed: int) -> dict[str, Any]:
+    """What a student after these courses depends on: not on courses still to come, nor on corpora it did not read."""
+    judged = any(course.training.optim.keep == "best" for course in plan)
+    keyed = any(course.training.terms.neighbours for course in plan)
+    return {
+        "student": run.recipe.student.model_dump(mode="json"),
+        "teacher": [made_from(run, "teacher"), run.teacher_digest],
+        "courses": [
+            {
+                "name": course.name,
+                "training": course.training.model_dump(mode="json"),
+                "teacher": course.teacher,
+                "recorded": hears_recording(run, course),
+                "texts": reading_inputs(run, course.texts, run.tokenizer),
+            }
+            for course in plan
+        ],
+        "labels": run.task.labels,
+        "judged_by": [run.task_digest, run.task.metric] if judged else None,
+        "keys": made_from(run, "teacher_outputs") if keyed else None,
+        "seed": seed,
+    }
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Students of other processes that share a course wait until the first of them has taken it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def counting_from(before: int, progress: Progress) -> Progress:
     return lambda done: progress(before + done)
 
 
-def follow(
-    run: Run,
-    course: Course,
-    plan: BatchPlan,
-    student: Encoder,
-    projections: dict[str, Tensor],
-    seed: int,
-    scratch: Path | None,
-    progress: Callable[[int], None],
-) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
-    """One course of one student: the terms of its objective, the teacher they hear, the loop.
-
-    The projections that the last course learned go into this one, and on to the next: a fresh one would first pull
-    the student out of shape.
-    """
-    terms = course.training.terms
+def follow(run: Run, course: Course, learner: Learner, seed: int, scratch: Path | None, progress: Progress) -> Learner:
+    """One course of one student: the terms of its objective, the teacher they hear, the loop."""
+    student, optim = learner.student, course.training.optim
+    plan = plan_of(run, course, seed)
     accelerator = Accelerator()
     torch.manual_seed(seed)  # projections that no earlier course learned
-    objective = objective_for(run, terms, key_projection(run) if terms.neighbours else None)
-    objective.projections.load_state_dict(projections, strict=False)
+    keys = key_projection(run) if course.training.terms.neighbours else None
+    objective = objective_for(run, course.training.terms, keys)
+    objective.projections.load_state_dict(learner.projections, strict=False)
     student.listen(objective.reads_hidden, objective.student_layers)
-    teacher = teacher_for(run, course.training)
+
+    def judged() -> float:
+        found = held_out_score(run, student)
+        student.listen(objective.reads_hidden, objective.student_layers)
+        return found
+
+    teacher = teacher_for(run, course)
     lesson = accelerator.prepare(Lesson(student, objective))
     history = train(
         lambda batch: lesson(batch, teacher(batch)),
-        lesson, plan, course.training.optim, seed, accelerator, scratch, progress,
+        lesson, plan, optim, seed, accelerator, scratch, progress, Judge(judged, plan.epoch_ends),
     )  # fmt: skip
-    return history, objective.projections.state_dict()
+    told: list[dict[str, Any]] = [*learner.history, *({"stage": course.name, **row} for row in history)]
+    return replace(learner, projections=weights_of(objective.projections), history=told)

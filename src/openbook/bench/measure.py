@@ -1,0 +1,104 @@
+"""What a measurement needs: rivals in processes of their own that take turns, and the memory of a process tree."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+import psutil
+
+SAMPLED_EVERY = 0.2  # seconds
+
+
+class Peak:
+    """The largest memory of this process and its children while a block ran, in bytes (PSS: shared pages once)."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.seconds = 0.0
+
+
+@contextmanager
+def measured() -> Iterator[Peak]:
+    peak, done, started = Peak(), threading.Event(), time.perf_counter()
+
+    def watch() -> None:
+        while not done.wait(SAMPLED_EVERY):
+            peak.bytes = max(peak.bytes, memory_of_tree())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        peak.seconds = time.perf_counter() - started
+        done.set()
+        watcher.join()
+
+
+def memory_of_tree() -> int:
+    total = 0
+    me = psutil.Process()
+    for process in (me, *me.children(recursive=True)):
+        try:
+            total += process.memory_full_info().pss
+        except psutil.Error:
+            continue
+    return total
+
+
+class Searcher(Protocol):
+    """A rival: opened once, asked often."""
+
+    def __call__(self, queries: Sequence[str]) -> tuple[list[list[int]], list[list[float]]]:
+        """Positions and scores of the best hits of every query, best first."""
+        ...
+
+
+class Rival:
+    """A searcher in a process of its own, so that neither memory nor caches are shared with the others."""
+
+    def __init__(self, name: str, open_: Callable[..., Searcher], *args: Any) -> None:
+        self.name = name
+        context = get_context("spawn")
+        self._line, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs, open_, args), daemon=True)
+        self._process.start()
+
+    def search(self, queries: Sequence[str]) -> tuple[float, list[list[int]], list[list[float]]]:
+        """Seconds, positions, scores."""
+        self._line.send(list(queries))
+        answer = self._line.recv()
+        if isinstance(answer, str):
+            raise RuntimeError(f"{self.name}: {answer}")
+        return answer  # type: ignore[no-any-return]
+
+    def close(self) -> int:
+        """End the process; its peak memory in bytes."""
+        self._line.send(None)
+        peak: int = self._line.recv()
+        self._process.join()
+        return peak
+
+
+def serve(line: Connection, open_: Callable[..., Searcher], args: tuple[Any, ...]) -> None:
+    searcher = open_(*args)
+    while (queries := line.recv()) is not None:
+        try:
+            started = time.perf_counter()
+            positions, scores = searcher(queries)
+            line.send((time.perf_counter() - started, positions, scores))
+        except Exception as error:
+            line.send(f"{type(error).__name__}: {error}")
+    line.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def median(values: Sequence[float]) -> float:
+    return statistics.median(values)

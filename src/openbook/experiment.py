@@ -1,0 +1,318 @@
+"""Runs a grid: shared stages once, every training as a job of its own, one JSON a result; skips what is done."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from openbook.checkpoint import fingerprint, read_json, write_json
+from openbook.config import FileSource
+from openbook.console import console
+from openbook.experiment_page import publish
+from openbook.grid import Cell, Grid, Rates, cell, coordinates_of, middle
+from openbook.inference import answers_of, outputs_of
+from openbook.lessons import CORPUS, TEACHER, Course, courses, reads_corpus
+from openbook.metrics import agreement, score
+from openbook.models.encoder import load_finished
+from openbook.parallel import run_jobs
+from openbook.pipeline import alone, check, perform, plan
+from openbook.readings import tokens_of
+from openbook.retrieval.bank import Bank
+from openbook.stages.distill import folder_of, teach, updates_of
+from openbook.starts import record_word_answers
+from openbook.workspace import Run
+
+UNTIL = "record-answers"  # the last stage that the trainings of an arm share
+SHARED = ("tokens", "lessons", "words")  # folders whose content goes by fingerprint
+TEST_ANSWERS = "test.npy"  # beside the teacher's weights: its probabilities on the reported split
+FAILED = float("-inf")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A grid at work: results go to `results` (small, to be kept), all else to `root` (large, can be made again)."""
+
+    grid: Grid
+    scale: str
+    root: Path
+    results: Path
+
+    def cell(self, task: str, arm: str, seed: int, rates: Rates) -> Cell:
+        return cell(self.grid, task, arm, self.scale, seed, rates)
+
+    def run_of(self, one: Cell) -> Run:
+        return Run(one.recipe, self.root / "cells" / one.task / one.arm / one.label)
+
+    def folder_of(self, task: str, arm: str) -> Path:
+        return self.results / task / arm
+
+    def record_of(self, one: Cell) -> Path:
+        """Where a training's result is kept, whether it served the tuning or is final."""
+        return self.folder_of(one.task, one.arm) / "runs" / f"seed-{one.seed}-{one.label}.json"
+
+
+def default_scale(grid: Grid) -> str:
+    """The largest size with a GPU, the smallest without."""
+    return list(grid.scales)[-1 if torch.cuda.is_available() else 0]
+
+
+def execute(experiment: Experiment, tasks: Sequence[str], arms: Sequence[str] | None, page: Path) -> None:
+    """Run what is missing, task by task, and write the page anew after each. Any interruption loses one training."""
+    for task in tasks:  # every recipe of the grid is checked before the first one runs
+        for arm in experiment.grid.arms_of(task):
+            check(experiment.run_of(experiment.cell(task, arm, 0, middle(experiment.grid))))
+    with alone(experiment.root):
+        describe(experiment)
+        publish(experiment.results, page)
+        for task in tasks:
+            finish_task(experiment, task, [arm for arm in experiment.grid.arms_of(task) if arms is None or arm in arms])
+            publish(experiment.results, page)
+
+
+def finish_task(experiment: Experiment, task: str, arms: Sequence[str]) -> None:
+    """Tune every arm coordinate by coordinate, then train it with all seeds; the arms share each wave of jobs."""
+    grid = experiment.grid
+    rates = {arm: middle(grid) for arm in arms}
+    for place, coordinate in enumerate(grid.tune):
+        tuned = [
+            a
+            for a in arms
+            if grid.arms[a].rates_from is None and place in coordinates_of(grid, task, a, experiment.scale)
+        ]
+        wave = {arm: tried(experiment, task, arm, rates[arm], place) for arm in tuned}
+        train(experiment, [one for cells in wave.values() for one in cells], f"{task}: tuning {coordinate.name}")
+        for arm, cells in wave.items():
+            rates[arm] = max(cells, key=lambda one: held_out(experiment, one)).rates
+            write_tuning(experiment, task, arm, rates[arm])
+    for arm in arms:
+        rates[arm] = rates.get(grid.arms[arm].rates_from or arm, rates[arm])
+    final = [experiment.cell(task, arm, seed, rates[arm]) for arm in arms for seed in grid.tasks[task].seeds]
+    train(experiment, final, f"{task}: all seeds")
+    for one in final:
+        shutil.copyfile(experiment.record_of(one), experiment.folder_of(task, one.arm) / f"seed-{one.seed}.json")
+    console.print(table(experiment, [task]))
+    shutil.rmtree(experiment.root / "store" / "teacher_outputs", ignore_errors=True)  # tens of gigabytes a task
+
+
+def tried(experiment: Experiment, task: str, arm: str, rates: Rates, place: int) -> list[Cell]:
+    """A cell for every value of one coordinate, the others as they are."""
+    values = experiment.grid.tune[place].values
+    seed = experiment.grid.tuning_seed
+    return [experiment.cell(task, arm, seed, (*rates[:place], value, *rates[place + 1 :])) for value in values]
+
+
+def held_out(experiment: Experiment, one: Cell) -> float:
+    record = read_json(experiment.record_of(one))
+    return float(record["holdout"]) if record["status"] == "ok" else FAILED
+
+
+def train(experiment: Experiment, cells: Sequence[Cell], what: str) -> None:
+    """Train the cells whose result is missing or was made from something else."""
+    keys = {one: key_of(experiment, one) for one in unique(cells)}
+    missing = [one for one, key in keys.items() if not is_done(experiment.record_of(one), key)]
+    console.print(f"[bold]{what}[/]: {len(missing)} of {len(keys)} trainings to do")
+    for one in missing:
+        prepare(experiment, one)
+    jobs = [(experiment, one, keys[one]) for one in missing]
+    workers = 1 if torch.cuda.is_available() else os.cpu_count() or 1
+    if jobs:
+        updates = sum(updates_of(experiment.run_of(one), CORPUS) for one in missing)
+        run_jobs(train_cell, jobs, min(workers, len(jobs)), what, updates)
+
+
+def unique(cells: Iterable[Cell]) -> list[Cell]:
+    return list({(one.arm, one.seed, one.rates): one for one in cells}.values())
+
+
+def key_of(experiment: Experiment, one: Cell) -> str:
+    """Digest of all that a result depends on."""
+    run = experiment.run_of(one)
+    recipe = one.recipe.model_dump(mode="json", exclude={"name"})
+    return fingerprint([recipe, run.task_digest, run.corpus_digest, run.teacher_digest, one.seed])
+
+
+def is_done(path: Path, key: str) -> bool:
+    try:
+        return bool(read_json(path)["key"] == key)
+    except (FileNotFoundError, ValueError, KeyError):
+        return False
+
+
+def prepare(experiment: Experiment, one: Cell) -> None:
+    """Bring the stages before the trainings up to date; what several arms share is built once and linked."""
+    run = experiment.run_of(one)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    for name in SHARED:
+        (experiment.root / "store" / name).mkdir(parents=True, exist_ok=True)
+        link(run.folder / name, experiment.root / "store" / name)
+    for step in plan(run, UNTIL):
+        folder = step.stage.folder
+        link(run.folder / folder, experiment.root / "store" / folder / fingerprint(step.inputs)[:16])
+    stale = [step for step in plan(run, UNTIL) if not step.fresh]
+    if stale:
+        console.print(f"[bold]{one.task} {one.arm}[/]")
+    for step in stale:
+        perform(run, step)
+    record_word_answers(run)
+    describe_arm(experiment, one, run)
+    for split in ("holdout", "test"):  # here, or several workers would write them at once
+        run.tokens(split, getattr(run.task, split), run.tokenizer)
+
+
+def link(place: Path, target: Path) -> None:
+    """Make `place` lead to `target`, which need not exist yet."""
+    if place.is_symlink() and place.readlink() == target.absolute():
+        return
+    place.unlink(missing_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(target.absolute())
+
+
+def train_cell(experiment: Experiment, one: Cell, key: str, progress: Callable[[int], None]) -> None:
+    """One training in a process of its own, scored; a failure is a result too."""
+    run, started = experiment.run_of(one), time.monotonic()
+    record: dict[str, Any] = {
+        "task": one.task,
+        "arm": one.arm,
+        "seed": one.seed,
+        "key": key,
+        "rates": named(experiment.grid, one),
+    }
+    try:
+        teach(one.recipe, run.folder, CORPUS, one.seed, progress)
+    except FloatingPointError as error:
+        record |= {"status": "failed", "error": str(error)}
+    else:
+        record |= {"status": "ok", "error": None, **judged(run, one.seed)}
+    record["seconds"] = round(time.monotonic() - started, 1)
+    path = experiment.record_of(one)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, record)
+    shutil.rmtree(folder_of(run, CORPUS, one.seed), ignore_errors=True)
+
+
+def named(grid: Grid, one: Cell) -> dict[str, float]:
+    return {coordinate.name: rate for coordinate, rate in zip(grid.tune, one.rates, strict=True)}
+
+
+def judged(run: Run, seed: int) -> dict[str, Any]:
+    """Scores of a trained student on both splits, and how its training went."""
+    folder = folder_of(run, CORPUS, seed)
+    heard = answers_of(load_finished(str(folder)), run.tokens("test", run.task.test, run.tokenizer))
+    said = outputs_of(heard, run.task.kind)
+    theirs = np.load(run.folder / TEACHER / TEST_ANSWERS, allow_pickle=False)
+    history = read_json(folder / "history.json")
+    last = {row["stage"]: row for row in history if "loss" in row}
+    return {
+        "holdout": read_json(folder / "scores.json")["holdout"],
+        "scores": {metric: score(metric, said, heard.labels) for metric in run.task.metrics},
+        "agreement": None if run.task.kind == "regression" else agreement(said, theirs),
+        "steps": {stage: row["step"] for stage, row in last.items()},
+        "tokens": {course.name: read_in(run, course) for course in courses(run, CORPUS)},
+        "final_terms": {
+            stage: {name: value for name, value in row.items() if name not in ("stage", "step", "learning_rate")}
+            for stage, row in last.items()
+        },
+    }
+
+
+def read_in(run: Run, course: Course) -> int:
+    """Word-pieces that a training was to read."""
+    optim = course.training.optim
+    return optim.tokens or round(optim.epochs * int(tokens_of(run, course.texts, run.tokenizer).tokens.sum()))
+
+
+def write_tuning(experiment: Experiment, task: str, arm: str, chosen: Rates) -> None:
+    """All rates that were tried, and those that were best on the held-out rows."""
+    folder, grid = experiment.folder_of(task, arm), experiment.grid
+    records = [read_json(path) for path in sorted(folder.glob(f"runs/seed-{grid.tuning_seed}-*.json"))]
+    kept = ("rates", "status", "error", "holdout")
+    runs = [{name: record.get(name) for name in kept} for record in records]
+    names = [coordinate.name for coordinate in grid.tune]
+    write_json(folder / "tuning.json", {"runs": runs, "chosen": dict(zip(names, chosen, strict=True))})
+
+
+def describe(experiment: Experiment) -> None:
+    """What the grid is, for whoever reads its results later."""
+    grid = experiment.grid
+    experiment.results.mkdir(parents=True, exist_ok=True)
+    tasks = {}
+    for name, task in grid.tasks.items():
+        run = experiment.run_of(experiment.cell(name, grid.baseline, 0, middle(grid)))
+        rows = {split: len(getattr(run.task, split)) for split in ("train", "holdout", "test")}
+        tasks[name] = {
+            "title": task.title,
+            "metric": run.task.metric,
+            "metrics": run.task.metrics,
+            "rows": rows,
+            "seeds": task.seeds,
+        }
+    recipe = run.recipe
+    told = grid.model_dump(mode="json", include={"name", "title", "baseline", "hypotheses", "curves", "tune"})
+    told |= {
+        "scale": experiment.scale,
+        "tasks": tasks,
+        "arms": {name: {"title": arm.title, "tasks": grid.tasks_of(name)} for name, arm in grid.arms.items()},
+        "budget": {"tokens": recipe.corpus.budget_tokens, "training_tokens": recipe.distill.corpus.optim.tokens},
+        "student": recipe.student.model_dump(mode="json"),
+        "machine": {
+            "cores": os.cpu_count(),
+            "processor": platform.processor() or platform.machine(),
+            "torch": torch.__version__,
+        },
+    }
+    write_json(experiment.results / "grid.json", told)
+
+
+def describe_arm(experiment: Experiment, one: Cell, run: Run) -> None:
+    """The bank's size, the teacher's scores, and the statistics of the corpus that this arm reads."""
+    note_bank(experiment, run)
+    teacher = run.folder / TEACHER
+    if not (teacher / TEST_ANSWERS).exists():
+        heard = answers_of(
+            load_finished(str(teacher)), run.tokens("test-for-teacher", run.task.test, run.teacher_tokenizer)
+        )
+        said = outputs_of(heard, run.task.kind)
+        np.save(teacher / TEST_ANSWERS, said)
+        scores = {metric: score(metric, said, heard.labels) for metric in run.task.metrics}
+        told = {"task": one.task, "holdout": read_json(teacher / "scores.json")["holdout"], "scores": scores}
+        experiment.results.joinpath(one.task).mkdir(exist_ok=True)
+        write_json(experiment.results / one.task / "teacher.json", told)
+    if reads_corpus(one.recipe):
+        folder = experiment.folder_of(one.task, one.arm)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "corpus.json", read_json(run.folder / "corpus" / "statistics.json"))
+
+
+def note_bank(experiment: Experiment, run: Run) -> None:
+    """Into the plan, once the bank is there."""
+    path = experiment.results / "grid.json"
+    told = read_json(path)
+    if "bank" not in told and (run.folder / "bank").exists():
+        sources = [
+            source.path if isinstance(source, FileSource) else str(source) for source in run.recipe.corpus.sources
+        ]
+        write_json(path, told | {"bank": {"sentences": len(Bank.load(run.folder / "bank")), "sources": sources}})
+
+
+def table(experiment: Experiment, tasks: Sequence[str]) -> Table:
+    """Mean scores x 100 of what is done, and how many trainings that is."""
+    shown = Table("task", "arm", "", "score", "trainings")
+    for task in tasks:
+        for arm in experiment.grid.arms_of(task):
+            folder, seeds = experiment.folder_of(task, arm), experiment.grid.tasks[task].seeds
+            records = [read_json(path) for seed in seeds if (path := folder / f"seed-{seed}.json").exists()]
+            scores = [100 * next(iter(record["scores"].values())) for record in records if record["status"] == "ok"]
+            mean = f"{np.mean(scores):.1f} ± {np.std(scores, ddof=1) if len(scores) > 1 else 0:.1f}" if scores else ""
+            shown.add_row(task, arm, experiment.grid.arms[arm].title, mean, f"{len(scores)} of {len(seeds)}")
+    return shown
