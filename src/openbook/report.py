@@ -45,6 +45,7 @@ BANK_FACTS = {
     "not_text": "left out: tables, numbers, markup",
     "leaked": "left out: share a run of words with an evaluation text",
     "duplicate": "left out: duplicates",
+    "near_duplicate": "left out: near duplicates",
     "kept": "sentences searched",
 }
 HUB_METRICS = {"pearson": "pearsonr"}  # where the Hub's name is not ours

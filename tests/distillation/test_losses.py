@@ -115,10 +115,44 @@ def test_hidden_states_as_worked_out() -> None:
     whole = losses.hidden_states(tensor([STATES]) @ weight, tensor([TARGETS]), padded_mask(2))
     close(whole, 1.0)
     close(gradient(whole, weight), [[0, 1 / 3, 0], [0, 4 / 3, -2 / 3]])
-    padded = tensor([[*STATES, [1, 1]]]) @ weight
+    padded = tensor([[*STATES, [1, 1]]])
     teacher, mask = tensor([[*TARGETS, [0, 0, 0]]]), torch.tensor([[1, 1, 0]])
-    close(losses.hidden_states(padded, teacher, mask), 1.0)
-    close(losses.hidden_states(padded, teacher, mask, official=True), 25 / 9)
+    close(losses.hidden_states(padded @ weight, teacher, mask), 1.0)
+    close(losses.hidden_states(padded @ weight, teacher, mask, official=True), 25 / 9)
+    fitted = losses.hidden_states(padded, teacher, mask, weight=weight.T)
+    close(fitted, 1.0)
+    close(gradient(fitted, weight), [[0, 1 / 3, 0], [0, 4 / 3, -2 / 3]])
+    close(losses.hidden_states(padded, teacher, mask, weight=weight.T, official=True), 25 / 9)
+
+
+@PROPERTY
+@given(SEEDS, st.lists(st.integers(1, 4), min_size=1, max_size=3), st.booleans(), st.booleans())
+def test_projected_states_equal_the_plain_computation(
+    seed: int, lengths: list[int], biased: bool, official: bool
+) -> None:
+    generator, mask = seeded(seed), padded_mask(*lengths)
+    student, teacher = (random(generator, len(lengths), max(lengths), width).requires_grad_() for width in (2, 3))
+    weight, bias = random(generator, 3, 2).requires_grad_(), random(generator, 3).requires_grad_()
+    learned = (student, weight, bias) if biased else (student, weight)
+
+    def plain(student: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        errors = (F.linear(student, weight, bias) - teacher.detach()).square()
+        return errors.mean() if official else (errors * mask[..., None]).sum() / (3 * mask.sum())
+
+    def fused(student: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return losses.hidden_states(student, teacher, mask, weight=weight, bias=bias, official=official)
+
+    torch.testing.assert_close(fused(*learned), plain(*learned))
+    for one, other in zip(
+        torch.autograd.grad(fused(*learned), learned), torch.autograd.grad(plain(*learned), learned), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_sum_over_many_states_keeps_its_digits() -> None:
+    states = random(seeded(6), 64, 32, 256).float()
+    loss = losses.hidden_states(states, torch.zeros_like(states), torch.ones(64, 32).long())
+    assert loss.item() == pytest.approx(states.double().square().mean().item(), rel=1e-6)
 
 
 SCORES, AIMS = [[1, 2], [3, 4]], [[1, 0], [3, 1]]
@@ -141,6 +175,56 @@ def test_padding_leaves_attention_alone_unless_official() -> None:
 def test_official_attention_also_drops_real_scores_of_minus_100() -> None:
     student, teacher = tensor([[[[-100, 2]] * 2]]), tensor([[[[3, -101]] * 2]])
     close(losses.attention(student, teacher, padded_mask(2), official=True), (9 + 4) / 2)
+
+
+def taps_of(scores: object, heads: int = 1) -> tuple[Tensor, Tensor]:
+    """q and k whose raw scores, at one head, are these."""
+    raw = tensor(scores)
+    return math.sqrt(raw.shape[-1]) * raw, torch.eye(raw.shape[-1], dtype=torch.float64).expand(raw.shape)
+
+
+def test_attention_of_taps_as_worked_out() -> None:
+    (query, key), teacher = taps_of([SCORES]), taps_of([AIMS])
+    query.requires_grad_()
+    whole = losses.attention_of_taps((query, key), teacher, padded_mask(2), 1)
+    close(whole, 3.25)
+    close(gradient(whole, query) * math.sqrt(2), [[[0, 1], [0, 1.5]]])
+    student, teacher = taps_of([[[1, 2, 9], [3, 4, 9], [1, 1, 9]]]), taps_of([[[1, 0, 5], [3, 1, 5], [0, 1, 5]]])
+    close(losses.attention_of_taps(student, teacher, torch.tensor([[1, 1, 0]]), 1), 3.25)
+    close(losses.attention_of_taps(student, teacher, torch.tensor([[1, 1, 0]]), 1, official=True), 14 / 9)
+    student, teacher = taps_of([SCORES, [[5, 0], [0, 0]]]), taps_of([AIMS, [[2, 1], [1, 1]]])
+    close(losses.attention_of_taps(student, teacher, padded_mask(2, 1), 1), 4.4)
+
+
+@PROPERTY
+@given(SEEDS, st.lists(st.integers(1, 4), min_size=1, max_size=3), st.sampled_from([1, 2, 4]), st.booleans())
+def test_attention_of_taps_equals_that_of_the_scores(seed: int, lengths: list[int], heads: int, official: bool) -> None:
+    generator, mask = seeded(seed), padded_mask(*lengths)
+    teacher = random_taps(generator, len(lengths), max(lengths), 12)[:2]
+    query, key = (part.requires_grad_() for part in random_taps(generator, len(lengths), max(lengths), 4)[:2])
+
+    def fused(query: Tensor, key: Tensor) -> Tensor:
+        return losses.attention_of_taps((query, key), teacher, mask, heads, official=official)
+
+    def plain(query: Tensor, key: Tensor) -> Tensor:
+        scores, aims = (losses.attention_scores(*side, heads) for side in ((query, key), teacher))
+        return losses.attention(scores, aims, mask, official=official)
+
+    slopes, expected = (torch.autograd.grad(loss(query, key), (query, key)) for loss in (fused, plain))
+    torch.testing.assert_close(fused(query, key), plain(query, key))
+    torch.testing.assert_close(slopes, expected)
+    torch.testing.assert_close(torch.autograd.grad(3 * fused(query, key), (query, key)), tuple(3 * s for s in expected))
+
+
+def test_a_gradient_can_be_taken_twice() -> None:
+    generator = seeded(9)
+    states = random(generator, 2, 3, 4).requires_grad_()
+    weight = random(generator, 4, 4)
+    for loss in (
+        losses.hidden_states(states, 2 * states, padded_mask(3, 2), weight=weight),
+        losses.attention_of_taps((states, states), (weight[None, :3].expand(2, 3, 4),) * 2, padded_mask(3, 2), 2),
+    ):
+        assert torch.equal(gradient(loss, states), gradient(loss, states))
 
 
 def test_sequences_weigh_by_the_square_of_their_length_in_attention() -> None:
@@ -470,7 +554,7 @@ def test_contrastive_regression_as_worked_out() -> None:
 
 # --- all of them ------------------------------------------------------------------------------------------------------
 
-PAIR_MASK = padded_mask(3, 2)
+PAIR_MASK, TURN = padded_mask(3, 2), torch.eye(4).flip(0)
 Loss = Callable[[Tensor, Tensor], Tensor]
 # every loss as a function of a student's and a teacher's tensor, and the shape of both
 LOSSES: dict[str, tuple[Loss, tuple[int, ...]]] = {
@@ -478,7 +562,9 @@ LOSSES: dict[str, tuple[Loss, tuple[int, ...]]] = {
     "soft_cross_entropy": (lambda s, t: losses.soft_cross_entropy(s, t, 2.0), (3, 2)),
     "soft_label_kl": (lambda s, t: losses.soft_label_kl(s, t, 2.0), (3, 2)),
     "hidden_states": (lambda s, t: losses.hidden_states(s, t, PAIR_MASK), (2, 3, 4)),
+    "projected states": (lambda s, t: losses.hidden_states(s, t, PAIR_MASK, weight=TURN.to(s.dtype)), (2, 3, 4)),
     "attention": (lambda s, t: losses.attention(s, t, PAIR_MASK), (2, 2, 3, 3)),
+    "attention_of_taps": (lambda s, t: losses.attention_of_taps((s, s), (t, t), PAIR_MASK, 2), (2, 3, 4)),
     "relations": (lambda s, t: losses.relations((s, s, s), (t, t, t), PAIR_MASK, 2), (2, 3, 4)),
     "neighbour_relations": (lambda s, t: losses.neighbour_relations(s, t, t, 0.5, 0.5), (3, 2)),
 }
@@ -506,7 +592,9 @@ def test_a_shape_that_would_broadcast_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    "name", [name for name in LOSSES if name != "projected states"]
+)  # a layer has its own precision
 def test_outputs_in_half_precision_change_little(name: str, dtype: torch.dtype) -> None:
     loss, shape = LOSSES[name]
     student, teacher = (0.3 * random(seeded(seed), *shape) for seed in (0, 1))
@@ -525,6 +613,26 @@ def test_worked_out_values_hold_in_half_precision(dtype: torch.dtype) -> None:
     close(losses.soft_cross_entropy(tensor([[1, 0], [0, 2], [0.5, 0.5]]).to(dtype), teacher, 1.0), 0.544446, 1e-3)
 
 
+def test_states_are_projected_in_the_precision_of_training() -> None:
+    """The products in bf16, differences and sums in float32."""
+    generator, mask = seeded(8), padded_mask(5, 3)
+    student, teacher, weight, bias = (
+        random(generator, *shape).float() for shape in ((2, 5, 8), (2, 5, 6), (6, 8), (6,))
+    )
+    learned = [part.requires_grad_() for part in (student, weight, bias)]
+
+    def told() -> tuple[Tensor, tuple[Tensor, ...]]:
+        loss = losses.hidden_states(student, teacher, mask, weight=weight, bias=bias)
+        return loss, torch.autograd.grad(loss, learned)
+
+    exact = told()
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = told()
+    assert rough[0].dtype == torch.float32
+    assert not torch.equal(rough[0], exact[0])
+    torch.testing.assert_close(rough, exact, rtol=0.02, atol=0.02)
+
+
 def test_autocast_does_not_lower_the_precision_of_a_loss() -> None:
     generator = seeded(5)
     student, teacher = (random(generator, 2, 3, 8).float() for _ in range(2))
@@ -534,6 +642,7 @@ def test_autocast_does_not_lower_the_precision_of_a_loss() -> None:
         return [
             losses.relations((student,) * 3, (teacher,) * 3, PAIR_MASK, 2),
             losses.attention_scores(student, teacher, 2).sum(),
+            losses.attention_of_taps((student, student), (teacher, teacher), PAIR_MASK, 2),
             losses.neighbour_relations(student[0], teacher[0], vectors, 0.1, 0.1),
             losses.supervised_contrastive(vectors, targets, 0.07),
             losses.contrastive_regression(vectors, targets, 0.07),
@@ -579,6 +688,12 @@ def test_inputs_that_do_not_belong_together_are_refused() -> None:
         "float32 labels": lambda: losses.gold_labels(torch.ones(2, 2), torch.ones(2, 2)),
         "logits (1, 2)": lambda: losses.gold_labels(torch.ones(1, 2), torch.tensor([0, 1])),
         "mask (1, 3)": lambda: losses.hidden_states(states, states, padded_mask(3)),
+        "(1, 2, 4) against (2, 2, 4)": lambda: losses.attention_of_taps(
+            (states, states), (torch.ones(2, 2, 4),) * 2, padded_mask(2), 2
+        ),
+        "student (1, 2, 3) against": lambda: losses.hidden_states(
+            states, states, padded_mask(2), weight=torch.ones(3, 4)
+        ),
         "mask (2, 2)": lambda: losses.attention(scores, scores, padded_mask(2, 2)),
         "float32 mask": lambda: losses.relations(taps, taps, torch.zeros(1, 2), 1),
         "no real token": lambda: losses.relations(taps, taps, torch.zeros(1, 2).long(), 1),

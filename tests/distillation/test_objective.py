@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from transformers import BertForSequenceClassification
 
 from openbook.config import Terms, UsageError
 from openbook.distillation.objective import TERMS, Objective, Widths
+from openbook.distillation.teachers import LiveTeacher
+from openbook.models.encoder import Encoder
 from openbook.types import Batch, Outputs
 
 BERT = Widths(hidden=8, layers=4, heads=2, embedding=8)
@@ -81,6 +86,103 @@ def test_hidden_states_and_attention_as_worked_out() -> None:
     objective.get_parameter("projections.hidden.bias").data = torch.tensor([0.0, -1])
     batch = batch_of([[1, 1]])
     assert values(objective, student, teacher, batch) == pytest.approx({"loss": 7.25, "hidden": 4.0, "attention": 3.25})
+
+
+def test_the_official_arithmetic_counts_padding_and_divides_by_classes() -> None:
+    """The padded cases of the specification, with F of the states, and its soft labels."""
+
+    def taps(scores: list[list[float]]) -> tuple[Tensor, Tensor, Tensor]:
+        eye = torch.eye(3)[None]
+        return math.sqrt(3) * torch.tensor([scores]), eye, eye
+
+    states = torch.tensor([[[1.0, 0], [0, 2], [1, 1]]])
+    aims = torch.tensor([[[1.0, 1, 3], [0, 0, 1], [0, 0, 0]]])
+    student = Outputs(
+        torch.tensor([[math.log(2), 0]]), torch.zeros(1, 1), (states, states), {1: taps([[1, 2, 0], [3, 4, 0], [1, 1, 0]])}
+    )
+    teacher = Outputs(
+        torch.tensor([[0, math.log(3)]]), torch.zeros(1, 1), (aims, aims), {1: taps([[1, 0, 0], [3, 1, 0], [0, 1, 0]])}
+    )
+    batch = batch_of([[1, 1, 0]])
+
+    def told(**terms: Any) -> dict[str, float]:
+        settings = Terms(hidden=1, attention=1, soft_labels=1, **terms)
+        objective = Objective(settings, Widths(2, 1, 1, 2), Widths(3, 1, 1, 3), "classification")
+        objective.get_parameter("projections.hidden.weight").data = torch.tensor([[1.0, 0], [2, 1], [3, 0]])
+        return values(objective, student, teacher, batch)
+
+    masked, official = told(), told(official=True)
+    assert masked == pytest.approx({"loss": 5.612990, "hidden": 2.0, "attention": 3.25, "soft_labels": 0.362990})
+    parts = {"hidden": 50 / 9, "attention": 14 / 9, "soft_labels": 0.462663}
+    assert official == pytest.approx({"loss": sum(parts.values()), **parts})
+    assert told(official=True, temperature=2)["soft_labels"] == pytest.approx(0.754519 / 2, abs=1e-6)
+    assert told(temperature=2)["soft_labels"] == pytest.approx(4 * 0.097712, abs=4e-6)
+    blank = torch.zeros(2, 1)
+    rows = [torch.tensor(rows) for rows in ([[0.0, 0, 0], [1, 1, 0]], [[1.0, 0, -1], [0, 2, 0]])]
+    labels = Objective(Terms(soft_labels=1, official=True), SMALL, BERT, "classification")
+    two = values(labels, Outputs(rows[0], blank), Outputs(rows[1], blank), batch_of([[1], [1]]))
+    assert two["loss"] == pytest.approx(0.344519, abs=1e-6)
+
+
+def test_official_scores_of_regression_are_compared_as_ever() -> None:
+    student, teacher = (Outputs(torch.tensor([[score]]), torch.zeros(1, 1)) for score in (1.0, 3.0))
+    objective = Objective(Terms(soft_labels=1, official=True, temperature=2), SMALL, BERT, "regression")
+    assert values(objective, student, teacher, batch_of([[1]]))["loss"] == 4.0
+
+
+FITS: dict[str, tuple[str, ...]] = {  # the projection of each state
+    "shared": ("hidden", "hidden", "hidden"),
+    "two": ("hidden_embeddings", "hidden_layers", "hidden_layers"),
+    "per_layer": ("hidden_0", "hidden_1", "hidden_2"),
+}
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_every_state_has_the_projection_that_the_fit_gives_it(fit: Any) -> None:
+    objective = Objective(Terms(hidden=1, embedding=1, fit=fit), SMALL, BERT, "classification")
+    names = dict.fromkeys((*FITS[fit], "embedding"))
+    assert list(objective.projections.state_dict()) == [f"{name}.{part}" for name in names for part in ("weight", "bias")]
+    student, teacher = speak(SMALL, 0), speak(BERT, 1)
+    expected = 0.0
+    for layer, (name, imitated) in enumerate(zip(FITS[fit], (0, 2, 4), strict=True)):
+        errors = objective.projections[name](student.hidden[layer]) - teacher.hidden[imitated]
+        real = BATCH.attention_mask[..., None]
+        expected += ((errors.square() * real).sum() / (8 * real.sum())).item()
+    assert values(objective, student, teacher)["hidden"] == pytest.approx(expected)
+
+
+def test_a_shared_projection_draws_the_same_numbers_as_before_there_was_a_choice() -> None:
+    torch.manual_seed(4)
+    objective = Objective(Terms(hidden=1, embedding=1), SMALL, BERT, "classification")
+    torch.manual_seed(4)
+    for name in ("hidden", "embedding"):
+        torch.nn.Linear(4, 8)
+        weight = torch.nn.init.normal_(torch.empty(8, 4), std=0.02)
+        assert torch.equal(objective.get_parameter(f"projections.{name}.weight"), weight)
+
+
+def test_without_a_fit_states_are_compared_as_they_are() -> None:
+    objective = Objective(Terms(hidden=1, fit="none"), BERT, BERT, "classification")
+    assert list(objective.parameters()) == []
+    student, teacher = speak(BERT, 0), speak(BERT, 1)
+    shared = Objective(Terms(hidden=1), BERT, BERT, "classification")  # starts as the identity
+    assert values(objective, student, teacher) == pytest.approx(values(shared, student, teacher))
+    with pytest.raises(UsageError, match=r"terms\.fit=none .*student\.hidden_size=4 and the teacher's width is 8"):
+        Objective(Terms(hidden=1, fit="none"), SMALL, BERT, "classification")
+    Objective(Terms(soft_labels=1, fit="none"), SMALL, BERT, "classification")  # no states, no question of widths
+
+
+@pytest.mark.parametrize(
+    ("terms", "expected"),
+    [
+        ({"hidden": 1, "official": True}, True),
+        ({"attention": 1, "official": True}, True),
+        ({"soft_labels": 1, "official": True}, False),
+        ({"hidden": 1, "attention": 1}, False),
+    ],
+)
+def test_an_objective_says_whether_it_reads_padding(terms: dict[str, Any], expected: bool) -> None:
+    assert Objective(Terms.model_validate(terms), SMALL, BERT, "classification").reads_padding is expected
 
 
 UNIT_KEYS, UNIT_QUERIES = [[1, 0], [0, 1], [0.6, 0.8]], [[0.8, 0.6], [0, 1], [1, 0]]
@@ -319,3 +421,110 @@ def test_a_term_without_its_input_says_which(terms: dict[str, Any], message: str
     objective = Objective(Terms.model_validate(terms), SMALL, BERT, "classification")
     with pytest.raises(ValueError, match=message):
         objective(speak(SMALL, 0), Outputs(torch.zeros(2, 2), torch.zeros(2, 8)), batch_of([[1, 1, 1], [1, 1, 0]]))
+
+
+def test_relations_need_values_which_a_recording_has_not() -> None:
+    objective = Objective(Terms(relations=1, relation_heads=2), SMALL, BERT, "classification")
+    teacher = speak(BERT, 1)
+    query, key, _ = teacher.relations[4]
+    recorded = Outputs(teacher.logits, teacher.embedding, relations={4: (query, key, torch.empty(0))})
+    with pytest.raises(ValueError, match=r"terms\.relations reads values"):
+        objective(speak(SMALL, 0), recorded, BATCH)
+
+
+# --- with models ------------------------------------------------------------------------------------------------------
+
+STAGE_ONE, STAGE_TWO = Terms(hidden=1, attention=1), Terms(soft_labels=1)
+
+
+def model_of(layers: int, seed: int, **changes: Any) -> Encoder:
+    torch.manual_seed(seed)
+    config = bert_config(50, num_hidden_layers=layers, **changes)
+    encoder = Encoder(BertForSequenceClassification(config))
+    for weight in encoder.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    return encoder
+
+
+def widths_of(encoder: Encoder) -> Widths:
+    return Widths(encoder.width, encoder.layers, encoder.heads, encoder.embedding_width)
+
+
+def heard(objective: Objective, student: Encoder, teacher: Encoder, batch: Batch) -> dict[str, float]:
+    student.listen(objective.reads_hidden, objective.student_layers)
+    teacher.listen(objective.reads_hidden, objective.teacher_layers)
+    return values(objective, student(batch), LiveTeacher(teacher)(batch), batch)
+
+
+def rows_of(batch: Batch, rows: slice, padding: int = 0) -> Batch:
+    """Some rows, with as much padding as told beyond their longest."""
+    width = int(batch.attention_mask[rows].sum(1).max())
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    tensors = {name: F.pad(getattr(batch, name)[rows, :width], (0, padding)) for name in names}
+    return replace(batch, ids=batch.ids[rows], labels=None, **tensors)
+
+
+@pytest.mark.parametrize("fit", ["shared", "two", "per_layer", "none"])
+def test_a_copy_of_the_teacher_has_nothing_to_learn_in_stage_one(batch: Batch, fit: Any) -> None:
+    teacher = model_of(2, seed=0)
+    student = copy.deepcopy(teacher).eval()
+    objective = Objective(STAGE_ONE.model_copy(update={"fit": fit}), widths_of(student), widths_of(teacher), "classification")
+    assert heard(objective, student, teacher, batch) == pytest.approx({"loss": 0, "hidden": 0, "attention": 0}, abs=1e-9)
+    assert heard(objective, model_of(2, seed=1).eval(), teacher, batch)["loss"] > 1
+
+
+def test_stage_one_ignores_padding_unless_official_and_weighs_sequences_by_their_length(batch: Batch) -> None:
+    student, teacher = model_of(2, seed=0, hidden_size=16).eval(), model_of(4, seed=1)
+    for official in (False, True):
+        terms = STAGE_ONE.model_copy(update={"official": official})
+        objective = Objective(terms, widths_of(student), widths_of(teacher), "classification")
+        whole = heard(objective, student, teacher, batch)
+        wide = heard(objective, student, teacher, rows_of(batch, slice(0, 3), padding=4))
+        for name in ("hidden", "attention"):
+            assert (wide[name] == pytest.approx(whole[name], rel=1e-4)) is not official
+    masked = Objective(STAGE_ONE, widths_of(student), widths_of(teacher), "classification")
+    masked.load_state_dict(objective.state_dict())
+    whole = heard(masked, student, teacher, batch)
+    alone = [heard(masked, student, teacher, rows_of(batch, slice(row, row + 1))) for row in range(3)]
+    tokens = batch.attention_mask.sum(1)
+    for name, weights in (("hidden", tokens), ("attention", tokens.square())):
+        parts = torch.tensor([parts[name] for parts in alone])
+        assert whole[name] == pytest.approx(((parts * weights).sum() / weights.sum()).item(), rel=1e-4)
+
+
+def test_teaching_leaves_the_teacher_as_it_was_and_trains_the_projection_in_stage_one_alone(batch: Batch) -> None:
+    student, model = model_of(2, seed=0, hidden_size=16), model_of(4, seed=1, hidden_dropout_prob=0.5)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    teacher = LiveTeacher(model.train())
+    one, two = (Objective(terms, widths_of(student), widths_of(model), "classification") for terms in (STAGE_ONE, STAGE_TWO))
+    projected = [weight.clone() for weight in one.parameters()]
+    optimizer = torch.optim.SGD([*student.parameters(), *one.parameters()], lr=0.1)
+    for objective in (one, two):
+        student.listen(objective.reads_hidden, objective.student_layers)
+        model.listen(objective.reads_hidden, objective.teacher_layers)
+        said, again = teacher(batch), teacher(batch)
+        assert torch.equal(said.logits, again.logits)
+        assert all(torch.equal(state, other) for state, other in zip(said.hidden, again.hidden, strict=True))
+        optimizer.zero_grad()
+        objective(student(batch), said, batch)[0].backward()
+        optimizer.step()
+    after = model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert all(weight.grad is None and not weight.requires_grad for weight in model.parameters())
+    assert not any(torch.equal(weight, old) for weight, old in zip(one.parameters(), projected, strict=True))
+    assert list(two.parameters()) == []
+
+
+@pytest.mark.parametrize("terms", [STAGE_ONE, STAGE_TWO])
+def test_only_pairs_train_the_embedding_of_the_second_segment(batch: Batch, terms: Terms) -> None:
+    teacher = model_of(4, seed=1)
+    for pairs in (False, True):
+        student = model_of(2, seed=0, hidden_size=16)
+        objective = Objective(terms, widths_of(student), widths_of(teacher), "classification")
+        student.listen(objective.reads_hidden, objective.student_layers)
+        teacher.listen(objective.reads_hidden, objective.teacher_layers)
+        given = batch if pairs else replace(batch, token_type_ids=torch.zeros_like(batch.token_type_ids))
+        objective(student(given), LiveTeacher(teacher)(given), given)[0].backward()
+        segments = student.model.bert.embeddings.token_type_embeddings.weight.grad
+        assert segments[0].abs().sum() > 0
+        assert (segments[1].abs().sum() > 0) is pairs

@@ -47,6 +47,22 @@ class Toy(nn.Module):
         return Outputs(self.head(self.norm(pooled)), pooled, tuple(states), taps)
 
 
+class Interrupted(BaseException):
+    pass
+
+
+class Interrupting(Toy):
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.left = after
+
+    def forward(self, batch: Batch) -> Outputs:
+        if self.left == 0:
+            raise Interrupted
+        self.left -= 1
+        return super().forward(batch)
+
+
 def batch_of(names: Sequence[str], more: int = 0) -> Batch:
     """These texts, padded to the longest of them and `more` beyond."""
     width = max(LENGTHS[name] for name in names) + more
@@ -126,24 +142,25 @@ def test_only_the_layers_asked_for_are_read(tmp_path: Path) -> None:
     assert [state.numel() > 0 for state in said.hidden] == [False, False, True]
     assert dict(said.relations) == {}
     assert RecordedTeacher(tmp_path, hidden=())(BATCHES[0]).hidden == ()
-    for asked, message in (
-        ({"hidden": (1, 2)}, r"no hidden of layers \[1\], only of \[0, 2, 3\]"),
-        ({"taps": (2,)}, "no query of"),
-    ):
-        with pytest.raises(UsageError, match=message):
-            RecordedTeacher(tmp_path, **asked)
+    with pytest.raises(UsageError, match=r"no hidden of layers \[1\], only of \[0, 2, 3\]: record anew"):
+        RecordedTeacher(tmp_path, hidden=(1, 2))
+    with pytest.raises(UsageError, match=r"no query of layers \[2\]"):
+        RecordedTeacher(tmp_path, taps=(2,))
 
 
-def test_a_teacher_without_a_head_is_recorded_too(tmp_path: Path) -> None:
-    class Headless(Toy):
+def test_a_teacher_without_a_head_is_recorded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Headless(Interrupting):
         def forward(self, batch: Batch) -> Outputs:
             said = super().forward(batch)
             return replace(said, logits=said.logits[:, :0])
 
-    teacher, live = recorded(tmp_path, Headless()), LiveTeacher(Toy())(BATCHES[1])
-    assert teacher(BATCHES[1]).logits.shape == (2, 0)
-    agree(teacher(BATCHES[1]).hidden[3], live.hidden[3], BATCHES[1].attention_mask.bool())
-    torch.testing.assert_close(teacher(BATCHES[1]).embedding, live.embedding, rtol=1e-3, atol=1e-3)
+    monkeypatch.setattr(teachers, "FLUSH_EVERY", 1)
+    with pytest.raises(Interrupted):
+        recorded(tmp_path, Headless(after=3))
+    read, live = recorded(tmp_path, Headless(after=6))(BATCHES[1]), LiveTeacher(Toy())(BATCHES[1])
+    assert read.logits.shape == (2, 0)
+    agree(read.hidden[3], live.hidden[3], BATCHES[1].attention_mask.bool())
+    torch.testing.assert_close(read.embedding, live.embedding, rtol=1e-3, atol=1e-3)
 
 
 def test_states_are_kept_in_half_the_space_and_without_padding(tmp_path: Path) -> None:
@@ -160,22 +177,6 @@ def test_the_teacher_reads_every_text_once_and_is_told_of(tmp_path: Path) -> Non
     record(LiveTeacher(model), BATCHES, LENGTHS, LAYERS, tmp_path, tmp_path / "scratch", told.append)
     assert model.asked == NAMES
     assert told == [1, 2, 3, 4, 5, 6]
-
-
-class Interrupted(BaseException):
-    pass
-
-
-class Interrupting(Toy):
-    def __init__(self, after: int) -> None:
-        super().__init__()
-        self.left = after
-
-    def forward(self, batch: Batch) -> Outputs:
-        if self.left == 0:
-            raise Interrupted
-        self.left -= 1
-        return super().forward(batch)
 
 
 @pytest.mark.parametrize("after", range(6))

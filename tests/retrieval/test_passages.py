@@ -125,3 +125,9 @@ def test_bands_depend_on_the_set_of_words_alone() -> None:
     assert (hashes[0] == hashes[1]).all()
     assert (hashes[0] == hashes[2]).all()
     assert not (hashes[0] == hashes[3]).any()
+
+
+def test_an_empty_evaluation_text_blocks_nothing_but_its_like() -> None:
+    guard = LeakGuard(["", "…"], ngram=1)
+    assert guard.blocked([]).tolist() == []
+    assert guard.blocked(["", "a"]).tolist() == [True, False]

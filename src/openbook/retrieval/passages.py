@@ -113,12 +113,12 @@ def _runs_of(keys: Sequence[str], ngram: int) -> tuple[NDArray[np.uint64], NDArr
     ends = np.flatnonzero((joined == ord(" ")) | (joined == ord("\n")))
     row_of = np.concatenate([[0], np.cumsum(joined[ends] == ord("\n"))])  # of every word
     count = len(row_of) - ngram + 1
-    if ngram == 0 or count <= 0:
+    if ngram == 0 or count <= 0 or not keys:
         return np.empty(0, np.uint64), np.empty(0, np.int64)
     starts, stops = np.concatenate([[0], ends + 1])[:count], np.concatenate([ends, [len(joined)]])[ngram - 1 :]
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(CODES[joined] * _powers(ODD, len(joined)))])
     hashes = (sums[stops] - sums[starts]) * _powers(pow(ODD, -1, 2**64), len(joined) + 1)[starts]
-    within = row_of[:count] == row_of[ngram - 1 :]
+    within = (row_of[:count] == row_of[ngram - 1 :]) & (stops > starts)  # an empty key has no word
     return hashes[within], row_of[:count][within]
 
 

@@ -11,13 +11,15 @@ from typing import Any
 
 from openbook.checkpoint import open_artifact, read_json
 from openbook.config import PackagedModel
-from openbook.lessons import CORPUS, KD, LABELS
+from openbook.lessons import CORPUS, KD, LABELS, reads_corpus
 from openbook.recipe import dump_recipe
 from openbook.report import Report, html, markdown, model_card
 from openbook.workspace import Run
 
 VERSIONED = ("openbook", "torch", "transformers", "accelerate", "numpy")
-TIMED = ("teacher", "corpus", "teacher_outputs", "student", "knowledge_base", "evaluation")
+TIMED = (
+    "teacher", "bank", "index", "hits", "corpus", "teacher_outputs", "student", "knowledge_base", "evaluation"
+)  # fmt: skip
 
 
 def inputs(run: Run) -> dict[str, Any]:
@@ -50,10 +52,10 @@ def gather(run: Run) -> Report:
         run=run.recipe.name,
         results=read_json(run.folder / "evaluation" / "results.json"),
         histories=histories(run),
-        corpus=read_json(run.folder / "corpus" / "statistics.json"),
+        corpus=read_json(run.folder / "corpus" / "statistics.json") if reads_corpus(run.recipe) else {},
         tuning=list(read_json(run.folder / "knowledge_base" / "tuning.json").values()),
         examples=read_json(run.folder / "evaluation" / "examples.json"),
-        stages={name: seconds_of(run.folder / name) for name in TIMED},
+        stages={name: seconds for name in TIMED if (seconds := seconds_of(run.folder / name)) > 0},
         environment=environment(),
         recipe=dump_recipe(run.recipe),
         teacher_model=model.package if isinstance(model, PackagedModel) else model,
