@@ -271,7 +271,9 @@ def describe(experiment: Experiment) -> None:
             "torch": torch.__version__,
         },
     }
-    write_json(experiment.results / "grid.json", told)
+    path = experiment.results / "grid.json"
+    known = read_json(path) if path.exists() else {}
+    write_json(path, told | {"bank": known["bank"]} if "bank" in known else told)
 
 
 def describe_arm(experiment: Experiment, one: Cell, run: Run) -> None:

@@ -289,6 +289,8 @@ def check_lessons(run: Run) -> None:
         )
         try:
             objective_for(run, terms, keys)
+            if terms.attention or terms.relations:
+                refuse_untappable(run.teacher_config, scores=terms.attention > 0)
         except UsageError as error:
             raise UsageError(f"distill.{name}: {error}") from None
         if terms.attention and run.recipe.student.architecture != "bert":
@@ -296,8 +298,6 @@ def check_lessons(run: Run) -> None:
                 f"distill.{name}.terms.attention={terms.attention} compares scores without rotary positions, which"
                 f" student.architecture={run.recipe.student.architecture} has; use relations, or architecture: bert"
             )
-        if terms.attention or terms.relations:
-            refuse_untappable(run.teacher_config, scores=terms.attention > 0)
         if terms.reads_tokens and not run.shares_tokenizer:
             raise UsageError(
                 f"distill.{name}.terms: hidden, attention and relations compare token by token, but student.tokenizer"

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification
 
 from openbook.config import Terms, UsageError
 from openbook.distillation.objective import TERMS, Objective, Widths
@@ -98,7 +98,10 @@ def test_the_official_arithmetic_counts_padding_and_divides_by_classes() -> None
     states = torch.tensor([[[1.0, 0], [0, 2], [1, 1]]])
     aims = torch.tensor([[[1.0, 1, 3], [0, 0, 1], [0, 0, 0]]])
     student = Outputs(
-        torch.tensor([[math.log(2), 0]]), torch.zeros(1, 1), (states, states), {1: taps([[1, 2, 0], [3, 4, 0], [1, 1, 0]])}
+        torch.tensor([[math.log(2), 0]]),
+        torch.zeros(1, 1),
+        (states, states),
+        {1: taps([[1, 2, 0], [3, 4, 0], [1, 1, 0]])},
     )
     teacher = Outputs(
         torch.tensor([[0, math.log(3)]]), torch.zeros(1, 1), (aims, aims), {1: taps([[1, 0, 0], [3, 1, 0], [0, 1, 0]])}
@@ -112,9 +115,11 @@ def test_the_official_arithmetic_counts_padding_and_divides_by_classes() -> None
         return values(objective, student, teacher, batch)
 
     masked, official = told(), told(official=True)
-    assert masked == pytest.approx({"loss": 5.612990, "hidden": 2.0, "attention": 3.25, "soft_labels": 0.362990})
+    assert masked == pytest.approx(
+        {"loss": 5.612990, "hidden": 2.0, "attention": 3.25, "soft_labels": 0.362990}, abs=1e-6
+    )
     parts = {"hidden": 50 / 9, "attention": 14 / 9, "soft_labels": 0.462663}
-    assert official == pytest.approx({"loss": sum(parts.values()), **parts})
+    assert official == pytest.approx({"loss": sum(parts.values()), **parts}, abs=1e-6)
     assert told(official=True, temperature=2)["soft_labels"] == pytest.approx(0.754519 / 2, abs=1e-6)
     assert told(temperature=2)["soft_labels"] == pytest.approx(4 * 0.097712, abs=4e-6)
     blank = torch.zeros(2, 1)
@@ -141,7 +146,9 @@ FITS: dict[str, tuple[str, ...]] = {  # the projection of each state
 def test_every_state_has_the_projection_that_the_fit_gives_it(fit: Any) -> None:
     objective = Objective(Terms(hidden=1, embedding=1, fit=fit), SMALL, BERT, "classification")
     names = dict.fromkeys((*FITS[fit], "embedding"))
-    assert list(objective.projections.state_dict()) == [f"{name}.{part}" for name in names for part in ("weight", "bias")]
+    assert list(objective.projections.state_dict()) == [
+        f"{name}.{part}" for name in names for part in ("weight", "bias")
+    ]
     student, teacher = speak(SMALL, 0), speak(BERT, 1)
     expected = 0.0
     for layer, (name, imitated) in enumerate(zip(FITS[fit], (0, 2, 4), strict=True)):
@@ -437,9 +444,11 @@ def test_relations_need_values_which_a_recording_has_not() -> None:
 STAGE_ONE, STAGE_TWO = Terms(hidden=1, attention=1), Terms(soft_labels=1)
 
 
-def model_of(layers: int, seed: int, **changes: Any) -> Encoder:
+def model_of(layers: int, seed: int, width: int = 32) -> Encoder:
     torch.manual_seed(seed)
-    config = bert_config(50, num_hidden_layers=layers, **changes)
+    config = BertConfig(
+        vocab_size=50, num_hidden_layers=layers, hidden_size=width, num_attention_heads=4, intermediate_size=24
+    )  # with dropout
     encoder = Encoder(BertForSequenceClassification(config))
     for weight in encoder.parameters():
         torch.nn.init.normal_(weight, std=0.3)
@@ -468,13 +477,17 @@ def rows_of(batch: Batch, rows: slice, padding: int = 0) -> Batch:
 def test_a_copy_of_the_teacher_has_nothing_to_learn_in_stage_one(batch: Batch, fit: Any) -> None:
     teacher = model_of(2, seed=0)
     student = copy.deepcopy(teacher).eval()
-    objective = Objective(STAGE_ONE.model_copy(update={"fit": fit}), widths_of(student), widths_of(teacher), "classification")
-    assert heard(objective, student, teacher, batch) == pytest.approx({"loss": 0, "hidden": 0, "attention": 0}, abs=1e-9)
+    objective = Objective(
+        STAGE_ONE.model_copy(update={"fit": fit}), widths_of(student), widths_of(teacher), "classification"
+    )
+    assert heard(objective, student, teacher, batch) == pytest.approx(
+        {"loss": 0, "hidden": 0, "attention": 0}, abs=1e-9
+    )
     assert heard(objective, model_of(2, seed=1).eval(), teacher, batch)["loss"] > 1
 
 
 def test_stage_one_ignores_padding_unless_official_and_weighs_sequences_by_their_length(batch: Batch) -> None:
-    student, teacher = model_of(2, seed=0, hidden_size=16).eval(), model_of(4, seed=1)
+    student, teacher = model_of(2, seed=0, width=16).eval(), model_of(4, seed=1)
     for official in (False, True):
         terms = STAGE_ONE.model_copy(update={"official": official})
         objective = Objective(terms, widths_of(student), widths_of(teacher), "classification")
@@ -493,10 +506,12 @@ def test_stage_one_ignores_padding_unless_official_and_weighs_sequences_by_their
 
 
 def test_teaching_leaves_the_teacher_as_it_was_and_trains_the_projection_in_stage_one_alone(batch: Batch) -> None:
-    student, model = model_of(2, seed=0, hidden_size=16), model_of(4, seed=1, hidden_dropout_prob=0.5)
+    student, model = model_of(2, seed=0, width=16), model_of(4, seed=1)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     teacher = LiveTeacher(model.train())
-    one, two = (Objective(terms, widths_of(student), widths_of(model), "classification") for terms in (STAGE_ONE, STAGE_TWO))
+    one, two = (
+        Objective(terms, widths_of(student), widths_of(model), "classification") for terms in (STAGE_ONE, STAGE_TWO)
+    )
     projected = [weight.clone() for weight in one.parameters()]
     optimizer = torch.optim.SGD([*student.parameters(), *one.parameters()], lr=0.1)
     for objective in (one, two):
@@ -519,7 +534,7 @@ def test_teaching_leaves_the_teacher_as_it_was_and_trains_the_projection_in_stag
 def test_only_pairs_train_the_embedding_of_the_second_segment(batch: Batch, terms: Terms) -> None:
     teacher = model_of(4, seed=1)
     for pairs in (False, True):
-        student = model_of(2, seed=0, hidden_size=16)
+        student = model_of(2, seed=0, width=16)
         objective = Objective(terms, widths_of(student), widths_of(teacher), "classification")
         student.listen(objective.reads_hidden, objective.student_layers)
         teacher.listen(objective.reads_hidden, objective.teacher_layers)
@@ -527,4 +542,4 @@ def test_only_pairs_train_the_embedding_of_the_second_segment(batch: Batch, term
         objective(student(given), LiveTeacher(teacher)(given), given)[0].backward()
         segments = student.model.bert.embeddings.token_type_embeddings.weight.grad
         assert segments[0].abs().sum() > 0
-        assert (segments[1].abs().sum() > 0) is pairs
+        assert bool((segments[1] != 0).any()) is pairs

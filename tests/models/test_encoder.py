@@ -6,17 +6,29 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
+    AlbertConfig,
     AutoModelForSequenceClassification,
     BertConfig,
+    DebertaV2Config,
     DistilBertConfig,
     ModernBertConfig,
     RobertaConfig,
 )
 
 from openbook.config import UsageError
-from openbook.models.encoder import Encoder, Head, find_projections, label_names, load_finished, load_pretrained
+from openbook.models.encoder import (
+    Encoder,
+    Head,
+    find_projections,
+    label_names,
+    load_finished,
+    load_headless,
+    load_pretrained,
+    refuse_untappable,
+)
 from openbook.types import Batch
 
 LABELS = ("low", "mid", "high")
@@ -199,6 +211,75 @@ def test_a_model_with_projections_of_unknown_names_says_so() -> None:
     del attention.query
     with pytest.raises(UsageError, match=r"layer 2 of BertFor\w+ has no query, key and value.*`relations` to 0"):
         encoder.listen(layers=(2,))
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_configuration_tells_whether_a_model_can_be_tapped(family: str) -> None:
+    refuse_untappable(CONFIGS[family])
+    assert not any(weight.is_meta for weight in encoder_of(family).parameters())  # the device is the old one again
+
+
+def test_models_without_projections_of_known_names_are_refused_before_they_are_loaded() -> None:
+    shared = AlbertConfig(**SIZES, embedding_size=8)  # one block for all layers
+    with pytest.raises(UsageError, match=r"AlbertFor\w+ has no list of 3 blocks.*`relations` to 0"):
+        refuse_untappable(shared)
+    with pytest.raises(UsageError, match=r"DebertaV2For\w+ has no query, key and value.*`relations` to 0"):
+        refuse_untappable(DebertaV2Config(**SIZES))
+
+
+def test_rotary_models_may_be_tapped_for_relations_but_not_for_scores() -> None:
+    refuse_untappable(CONFIGS["bert"], scores=True)
+    with pytest.raises(
+        UsageError, match=r"ModernBertFor\w+ turns queries and keys.*use `relations`, or another teacher"
+    ):
+        refuse_untappable(CONFIGS["modernbert"], scores=True)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_attention_is_plain_in_training_and_says_the_same(family: str, batch: Batch, tmp_path: Path) -> None:
+    encoder = encoder_of(family)
+    assert encoder.model.config._attn_implementation == "sdpa"
+    fused = encoder(batch).logits
+    assert encoder.train().model.config._attn_implementation == ("sdpa" if torch.cuda.is_available() else "eager")
+    for module in encoder.modules():
+        module.training = False  # the same attention, without dropout
+    torch.testing.assert_close(encoder(batch).logits, fused, rtol=1e-5, atol=1e-5)
+    encoder.model.save_pretrained(tmp_path)
+    assert "eager" not in (tmp_path / "config.json").read_text()
+    assert encoder.eval().model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_an_encoder_without_a_head_tells_the_same_states(family: str, batch: Batch, tmp_path: Path) -> None:
+    whole = encoder_of(family).listen(hidden=True, layers=(2,))
+    whole.model.save_pretrained(tmp_path)
+    bare = load_headless(str(tmp_path)).listen(hidden=True, layers=(2,))
+    said, expected = bare(batch), whole(batch)
+    assert not any(module.training for module in bare.model.modules())
+    for state, other in zip(said.hidden, expected.hidden, strict=True):
+        assert torch.equal(state, other)
+    assert all(torch.equal(*pair) for pair in zip(said.relations[2], expected.relations[2], strict=True))
+    assert (said.logits.shape, bare.embedding_width) == ((3, 0), 16)
+    for row, real in enumerate(batch.attention_mask.sum(1)):
+        torch.testing.assert_close(said.embedding[row], said.hidden[-1][row, :real].mean(0))
+
+
+def test_a_pooler_that_a_checkpoint_lacks_is_not_made_up(tmp_path: Path) -> None:
+    body = encoder_of("bert").model.bert
+    body.save_pretrained(tmp_path / "with")
+    assert torch.equal(load_headless(str(tmp_path / "with")).model.pooler.dense.weight, body.pooler.dense.weight)
+    body.pooler = None
+    body.save_pretrained(tmp_path / "without")
+    assert load_headless(str(tmp_path / "without")).model.pooler is None
+
+
+def test_an_encoder_without_all_its_weights_is_refused(tmp_path: Path) -> None:
+    encoder_of("bert").model.bert.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"has no weights for \['encoder\.layer\.1\.output\.dense\.weight'\]; name"):
+        load_headless(str(tmp_path))
 
 
 def test_heads_carry_names_in_order(pretrained: Path) -> None:

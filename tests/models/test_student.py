@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from transformers import BertForSequenceClassification, ModernBertForSequenceClassification
 
 from openbook.config import StudentSettings, UsageError
-from openbook.models.encoder import Encoder, Head, load_pretrained
+from openbook.distillation.mapping import copied_layers
+from openbook.models.encoder import Encoder, Head, load_headless, load_pretrained
 from openbook.models.student import (
     load_tokenizer,
     new_student,
@@ -97,6 +98,61 @@ def test_the_named_layers_are_the_ones_copied(teacher: Encoder, batch: Batch) ->
     start_from_layers(student, teacher, (2, 4))
     teacher.model.bert.encoder.layer = torch.nn.ModuleList([teacher.blocks()[1], teacher.blocks()[3]])
     assert torch.equal(student(batch).logits, teacher(batch).logits)
+
+
+@pytest.mark.parametrize(("layers", "which"), [(4, "last"), (4, "first"), (2, "last"), (2, "first"), (1, "last")])
+def test_blocks_come_from_the_last_or_the_first_layer_of_each_group(teacher: Encoder, layers: int, which: Any) -> None:
+    student = student_of(teacher.model.config.vocab_size, layers=layers)
+    start_from_layers(student, teacher, copied_layers(4, layers, which))
+    group = 4 // layers
+    for place, block in enumerate(student.blocks()):
+        taken = teacher.blocks()[place * group + (group - 1 if which == "last" else 0)].state_dict()
+        assert all(torch.equal(weight, taken[name]) for name, weight in block.state_dict().items())
+
+
+def test_layers_that_do_not_fall_into_groups_are_refused(teacher: Encoder) -> None:
+    with pytest.raises(UsageError, match=r"student\.layers=3 does not divide the teacher's 4 layers"):
+        start_from_layers(student_of(50, layers=3), teacher, copied_layers(4, 3, "last"))
+
+
+def test_layers_of_the_pretrained_encoder_leave_the_head_as_it_was_drawn(pretrained: Path, batch: Batch) -> None:
+    bare = load_headless(str(pretrained)).listen(hidden=True)
+    student = student_of(bare.model.config.vocab_size, layers=4).listen(hidden=True)
+    drawn = student_of(bare.model.config.vocab_size, layers=4)
+    start_from_layers(student, bare, (1, 2, 3, 4))
+    for state, taught in zip(student(batch).hidden, bare(batch).hidden, strict=True):
+        assert torch.equal(state, taught)
+    assert torch.equal(student.model.bert.pooler.dense.weight, bare.model.pooler.dense.weight)
+    assert torch.equal(student.last_linear().weight, drawn.last_linear().weight)
+
+
+def test_a_pooler_that_the_pretrained_encoder_lacks_stays_as_it_was_drawn(pretrained: Path) -> None:
+    bare = load_headless(str(pretrained))
+    bare.model.pooler = None
+    student, drawn = (student_of(bare.model.config.vocab_size) for _ in range(2))
+    start_from_layers(student, bare, (2, 4))
+    assert torch.equal(student.model.bert.pooler.dense.weight, drawn.model.bert.pooler.dense.weight)
+    assert torch.equal(student.words().weight, bare.words().weight)
+
+
+def test_a_modern_student_may_start_from_all_layers_of_its_kind_but_not_from_others(batch: Batch) -> None:
+    """Its first block has no norm before attention, so no other block fits there."""
+    teacher, student = (student_of(50, seed, architecture="modernbert", layers=4) for seed in (1, 2))
+    start_from_layers(student, teacher, (1, 2, 3, 4))
+    assert torch.equal(student(batch).logits, teacher(batch).logits)
+    short = student_of(50, architecture="modernbert")
+    start_from_layers(short, teacher, (1, 3))
+    taken = teacher.blocks()[2].state_dict()
+    assert all(torch.equal(weight, taken[name]) for name, weight in short.blocks()[1].state_dict().items())
+    with pytest.raises(UsageError, match=r"layer_copy gives layer 2 of the teacher to layer 1 .*attn_norm\.weight"):
+        start_from_layers(short, teacher, (2, 4))
+
+
+def test_a_student_of_fewer_positions_takes_the_first(teacher: Encoder) -> None:
+    student = student_of(teacher.model.config.vocab_size, max_positions=20)
+    start_from_layers(student, teacher, (2, 4))
+    positions = student.model.bert.embeddings.position_embeddings.weight
+    assert torch.equal(positions, teacher.model.bert.embeddings.position_embeddings.weight[:20])
 
 
 def test_copies_are_copies(teacher: Encoder) -> None:

@@ -284,7 +284,7 @@ def _merge(parts: Sequence[Part], allocate: Allocate) -> tuple[list[str], Arrays
 
 
 def _totals(parts: Sequence[Part]) -> tuple[list[str], NDArray[np.int64], NDArray[np.int32]]:
-    """All words by (-df, word), their df, and the length of each text."""
+    """All words by (-df, first occurrence), their df, and the length of each text."""
     frequency_of: Counter[str] = Counter()
     lengths = [np.empty(0, np.int32)]
     for part in parts:
@@ -295,7 +295,7 @@ def _totals(parts: Sequence[Part]) -> tuple[list[str], NDArray[np.int64], NDArra
         raise UsageError(
             f"corpus.sources: {count:,} sentences are more than an index holds ({MOST_TEXTS:,}); give less"
         )
-    vocabulary = sorted(sorted(frequency_of), key=frequency_of.__getitem__, reverse=True)
+    vocabulary = sorted(frequency_of, key=frequency_of.__getitem__, reverse=True)
     frequencies = np.fromiter(map(frequency_of.__getitem__, vocabulary), np.int64, len(vocabulary))
     return vocabulary, frequencies, np.concatenate(lengths)
 

@@ -34,7 +34,7 @@ def compiled(function: F) -> F:
 
 
 class Arrays(NamedTuple):
-    """An index. Words are numbered by (-df, word), texts by (length, position)."""
+    """An index. Words are numbered by (-df, first occurrence), texts by (length, position)."""
 
     positions: NDArray[np.int32]  # (n,) of the text in the bank
     text_starts: NDArray[np.int64]  # (n + 1,)

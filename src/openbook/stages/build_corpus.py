@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,18 +80,17 @@ def build(run: Run, folder: Path) -> None:
     corpus = fraction_of(chosen(run, bank), settings)
     passages = list(corpus.passages)
     if settings.include_task:
-        passages += [Passage(row.id, row.text, "task", row.text_pair) for row in run.task.train]
+        own = [Passage(row.id, row.text, "task", row.text_pair) for row in run.task.train]
+        passages += [replace(one, tokens=tokens) for one, tokens in zip(own, count_tokens(run, own), strict=True)]
+    told = {**corpus.statistics, "bank": bank.counts, "described": described(run, bank, passages)}
     if settings.form == "packed":
         passages = list(packed(passages, run.recipe.task.max_length, settings.seed))
     write_passages(passages, folder / "passages.parquet")
+    write_json(folder / "statistics.json", told)
     general = run.recipe.distill.general
     if general is not None:
         random, _ = within(random_text(bank), lambda some: count_tokens(run, some), general.budget_tokens)
         write_passages(random, folder / "general.parquet")
-    write_json(
-        folder / "statistics.json",
-        {**corpus.statistics, "bank": bank.counts, "described": described(run, bank, passages)},
-    )
 
 
 def chosen(run: Run, bank: Bank) -> Corpus:
