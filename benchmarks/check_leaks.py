@@ -1,6 +1,6 @@
 """Is an evaluation sentence in a corpus? Looks for itself: shares no code with openbook, reads only the files.
 
-    python benchmarks/check_leaks.py runs/wiki-sst2/corpus/passages.parquet $OPENBOOK_DATA/tasks/{cola,sst2,mrpc}/{dev,test}.jsonl
+    python benchmarks/check_leaks.py runs/NAME/corpus/passages.parquet $OPENBOOK_DATA/tasks/{sst2,mrpc}/{dev,test}.jsonl
 
 Prints how many texts were compared; exits with 1 if a passage equals an evaluation text but for case, punctuation and
 white space, or shares eight consecutive words with one.

@@ -10,28 +10,8 @@ from openbook.bench.corpus import run, same_hits, tables
 from openbook.bench.measure import measured
 from openbook.config import CorpusSettings, FileSource, UsageError
 
-WORDS = tuple(
-    [
-        "the",
-        "river",
-        "rose",
-        "and",
-        "old",
-        "bridge",
-        "of",
-        "stone",
-        "fell",
-        "into",
-        "cold",
-        "water",
-        "while",
-        "people",
-        "watched",
-        "from",
-        "a",
-        "hill",
-    ]
-)
+TEXT = "the river rose and old bridge of stone fell into cold water while people watched from a hill"
+WORDS = TEXT.split()
 
 
 @pytest.fixture
@@ -42,9 +22,12 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         json.dumps({"kind": "classification", "metric": "accuracy", "labels": {"0": "no", "1": "yes"}})
     )
     for split, count in (("train", 40), ("dev", 8)):
-        rows = [{"text_a": f"{split} {WORDS[i % 18]} {WORDS[(3 * i) % 18]} {i}", "label": i % 2} for i in range(count)]
+        rows = [
+            {"text_a": f"{split} {WORDS[i % len(WORDS)]} {WORDS[(3 * i) % len(WORDS)]} {i}", "label": i % 2}
+            for i in range(count)
+        ]
         (task / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    sentences = [" ".join(WORDS[(i * step) % 18] for step in range(1, 9)) + f" {i}." for i in range(300)]
+    sentences = [" ".join(WORDS[(i * step) % len(WORDS)] for step in range(1, 9)) + f" {i}." for i in range(300)]
     (tmp_path / "general.txt").write_text("\n".join(sentences))
     monkeypatch.setenv("OPENBOOK_DATA", str(tmp_path))
     return tmp_path
