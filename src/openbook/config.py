@@ -166,7 +166,8 @@ class AugmentSettings(Settings):
     )
     candidates: Positive = Field(15, description="words proposed for a place (M)")
     probability: Annotated[float, Field(ge=0, le=1)] = Field(0.4, description="that a place is replaced (p)")
-    variants: Positive = Field(20, description="attempts a text (N)")
+    native: bool = Field(False, description="row by row at its own size, not round by round until the budget is full")
+    variants: Positive = Field(20, description="attempts a text at its own size (N)")
     center: bool = Field(True, description="word vectors minus their mean, before neighbours are looked up")
     min_cos: float = Field(0.0, description="least cosine of a neighbour")
 

@@ -18,11 +18,11 @@ from openbook.config import Recipe, UsageError
 from openbook.inference import answers_of, probabilities_of
 from openbook.models.encoder import load_finished
 from openbook.retrieval.anchors import load_anchors
-from openbook.retrieval.augment import augmented
+from openbook.retrieval.augment import augmented, augmented_rows
 from openbook.retrieval.bank import Bank
 from openbook.retrieval.budget import within
 from openbook.retrieval.contextualize import Judge, contextualize
-from openbook.retrieval.controls import random_length, random_text, task_text
+from openbook.retrieval.controls import allowed_texts, random_length, random_text, task_text
 from openbook.retrieval.forms import fraction_of, packed, rank_paired
 from openbook.retrieval.hits import HitTable
 from openbook.retrieval.importance import importance
@@ -99,11 +99,12 @@ def chosen(run: Run, bank: Bank) -> Corpus:
     if settings.select in ("retrieved", "other_task"):
         return retrieved(run, bank)
     keys = {key(text) for text in run.evaluation_texts}
+    augment = augmented_rows if settings.augment.native else augmented
     texts: dict[str, Any] = {
         "random": lambda: random_text(bank),
         "random_length": lambda: random_length(bank, words_of(retrieved(run, bank)), settings.seed),
         "importance": lambda: importance(bank, task_texts(run), settings.seed),
-        "augmented": lambda: augmented(task.train, candidates_for(run, bank), settings.augment, settings.seed, keys),
+        "augmented": lambda: augment(task.train, candidates_for(run, bank), settings.augment, settings.seed, keys),
         "task": lambda: task_text(task.train),
     }
     passages, shortfall = within(texts[settings.select](), lambda some: count_tokens(run, some), settings.budget_tokens)
@@ -144,13 +145,7 @@ def words_of(corpus: Corpus) -> list[int]:
 
 def task_texts(run: Run) -> list[str]:
     """The training texts that no evaluation text equals: what a corpus may be compared with, or drawn toward."""
-    seen = {key(text) for text in run.evaluation_texts}
-    return [
-        text
-        for row in run.task.train
-        for text in (row.text, row.text_pair)
-        if text is not None and key(text) not in seen
-    ]
+    return list(allowed_texts(run.task.train, {key(text) for text in run.evaluation_texts}))
 
 
 def described(run: Run, bank: Bank, passages: Sequence[Passage]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def inputs(run: Run) -> dict[str, Any]:
 def build(run: Run, folder: Path) -> None:
     settings, bank = run.recipe.corpus, Bank.load(run.folder / "bank")
     if settings.engine != "dense":
-        with track("indexing words", len(bank)) as advance:
+        with track("indexing words, shard by shard", len(bank.shards)) as advance:
             Index.build(bank.shards, folder / WORDS, settings.k1, settings.b, os.cpu_count() or 1, advance)
     if settings.engine != "bm25":
         name = encoder_name(run)
