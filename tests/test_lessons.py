@@ -264,7 +264,12 @@ def test_layers_without_room_are_heard_live(attend: Callable[..., Run]) -> None:
     """Two layers of width 32 in fp16: 144 rows of 24, and 1,500 word-pieces in sentences of at least five."""
     corpus, task = 2 * 2 * 32 * (1500 + 600), 2 * 2 * 32 * 144 * 24
     assert [lessons.bytes_of(attend(), one) for one in recordings(attend())] == [corpus, task]
-    for room, deep in ((corpus - 1, ()), (corpus, ("corpus",)), (corpus + task, ("corpus", "task"))):
+    for room, deep in (
+        (corpus - 1, ()),
+        (corpus, ("corpus",)),
+        (task, ("corpus",)),
+        (corpus + task, ("corpus", "task")),
+    ):
         run = attend(f"teacher.record_gigabytes={room / 1e9!r}")
         assert tuple(one.name for one in recordings(run) if one.is_deep) == deep, room
         assert ("task" in deep) == (Recording("task", "fine_tuned", exact=True) not in recordings(run))
@@ -291,6 +296,16 @@ def test_soft_labels_are_never_rounded_to_bf16(attend: Callable[..., Run]) -> No
     assert not heard.uses_bf16
     exact = attend(*TINYBERT, "teacher.optim.precision=fp32", live)
     assert not teacher_for(exact, corpus).uses_bf16  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("term", ["hidden", "attention"])
+def test_a_course_whose_layers_were_not_recorded_hears_the_live_teacher(attend: Callable[..., Run], term: str) -> None:
+    run = attend(HEADS, f"distill.task.terms={{{term}: 1}}", "teacher.record_hidden=false")
+    record(run)
+    heard = teacher_for(run, courses(run, CORPUS)[1])
+    assert isinstance(heard, LiveTeacher)
+    said = heard(tokens_of(run, "task", run.tokenizer).batch([0, 1]))
+    assert (len(said.hidden), list(said.relations)) == ((5, []) if term == "hidden" else (0, [4]))
 
 
 @pytest.mark.parametrize("teacher", ["pretrained", "fine_tuned"])

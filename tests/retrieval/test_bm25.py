@@ -123,7 +123,7 @@ queries_of = st.lists(st.sampled_from("abcdefz"), max_size=30).map(" ".join)
 
 @given(data=st.data(), texts=st.lists(texts_of, min_size=1, max_size=30), queries=st.lists(queries_of, max_size=4))
 def test_equals_the_reference(data: st.DataObject, texts: list[str], queries: list[str]) -> None:
-    k, k1, b = data.draw(st.integers(1, 35)), data.draw(st.floats(0.1, 3)), data.draw(st.floats(0, 1))
+    k, k1, b = data.draw(st.integers(1, 35)), data.draw(st.floats(0.1, 3)), data.draw(st.just(0.0) | st.floats(0.01, 1))
     excluded = data.draw(st.lists(st.integers(0, len(texts) - 1), max_size=3))
     with blocks(data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))):
         table = Index.of(texts, k1, b).search(queries, k, excluded)
