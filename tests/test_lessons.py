@@ -258,6 +258,8 @@ def test_relations_hear_the_live_teacher_and_the_others_their_recording(attend: 
     first, last = courses(run, CORPUS)
     assert isinstance(teacher_for(run, first), LiveTeacher)
     assert isinstance(teacher_for(run, last), RecordedTeacher)
+    task = attend("distill.corpus.terms={soft_labels: 1}", "distill.task.terms={relations: 1}")
+    assert isinstance(teacher_for(task, courses(task, CORPUS)[1]), LiveTeacher)
 
 
 def test_layers_without_room_are_heard_live(attend: Callable[..., Run]) -> None:

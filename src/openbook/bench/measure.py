@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import threading
 import time
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
@@ -97,7 +97,16 @@ def serve(line: Connection, open_: Callable[..., Searcher], args: tuple[Any, ...
             line.send((time.perf_counter() - started, positions, scores))
         except Exception as error:
             line.send(f"{type(error).__name__}: {error}")
-    line.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    line.send(largest_memory())
+
+
+def largest_memory() -> int:
+    """Of this process so far, in bytes. Linux's `getrusage` would count what the parent held before it was forked."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = status.read_text(encoding="utf-8").splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
+    return int(psutil.Process().memory_info().rss)
 
 
 def median(values: Sequence[float]) -> float:
