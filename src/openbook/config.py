@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+Kind = Literal["classification", "regression", "multiple_choice", "span_extraction", "token_classification"]
 Format = Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "text"]
 Positive = Annotated[int, Field(gt=0, strict=True)]
 Weight = Annotated[float, Field(ge=0)]
@@ -124,10 +125,13 @@ class TaskSettings(Settings):
     """What the student has to learn: a name from the built-in table, or columns of files of one's own."""
 
     name: str = Field(description="a built-in task (see `openbook tasks`) or a name of your choice")
-    kind: Literal["classification", "regression"] | None = Field(None, description="taken from the table if known")
-    text: str | None = Field(None, description="column of the (first) text")
-    text_pair: str | None = Field(None, description="column of the second text, for pair tasks")
-    label: str | None = Field(None, description="column of the label or target")
+    kind: Kind | None = Field(None, description="taken from the table if known")
+    text: str | None = Field(None, description="column of the (first) text; of the question, or of the list of words")
+    text_pair: str | None = Field(None, description="column of the second text, for pair tasks; of the passage")
+    options: str | tuple[str, ...] | None = Field(
+        None, description="of a multiple choice: the column that lists the options, or one column for each"
+    )
+    label: str | None = Field(None, description="column of the label, target, right option, answers, or list of tags")
     labels: tuple[str, ...] | None = Field(None, description="label names in index order; else read from train")
     metric: str | None = Field(None, description="what scores are reported in; see `metrics.METRICS`")
     train: Source | None = Field(None, description="labelled rows")
@@ -139,6 +143,11 @@ class TaskSettings(Settings):
     )
     holdout: Share = Field(0.1, description="share of train no model is fitted to: choices are made on it")
     max_length: Positive = Field(128, description="word-pieces a text (or pair) is cut to")
+    stride: Positive = Field(128, description="word-pieces that two windows of a long passage share")
+    family: str | None = Field(None, description="what the task is about, such as `nli`: scores are averaged by it")
+    group: str | None = Field(
+        None, description="provenance: tasks that share source texts or annotations have the same; the name if absent"
+    )
 
 
 class TeacherSettings(Settings):

@@ -13,13 +13,25 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Span:
+    """An answer inside a passage: its characters from `start` up to `end`, which is not part of it."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
 class Example:
     """One row of a task. The id is stable across runs, e.g. `trec/train/17`."""
 
     id: str
     text: str
     text_pair: str | None = None
-    label: int | float | None = None  # class index, regression target, or unknown
+    # class or option index, regression target, answer in `text_pair` (no answer: None), one tag a word; or unknown
+    label: int | float | Span | tuple[int, ...] | None = None
+    options: tuple[str, ...] = ()  # of a multiple choice: what may follow `text`
+    words: tuple[str, ...] = ()  # of token classification: what `text` is made of
+    answers: tuple[str, ...] = ()  # of span extraction: every answer that counts as right
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,10 @@ class Batch:
     input_ids: Tensor  # (B, L) int64
     attention_mask: Tensor  # (B, L) int64, 1 = real token
     token_type_ids: Tensor  # (B, L) int64, 1 = second text
-    labels: Tensor | None = None  # (B,) int64 classes or float32 targets
+    # (B,) int64 classes or float32 targets; tags (B, L), -100 where none; of a multiple choice (B, 2): question of the
+    # batch, whether right; of spans (B, 4): first and last token of the answer, then of the passage
+    labels: Tensor | None = None
+    task: str = ""  # whose head answers, where a model has several
 
     def to(self, device: Any) -> Batch:
         labels = None if self.labels is None else self.labels.to(device)
