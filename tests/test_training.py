@@ -3,6 +3,7 @@
 import math
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,24 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from openbook.checkpoint import read_json, write_json
 from openbook.config import Optim, Terms, UsageError
 from openbook.distillation.objective import Objective, Widths
-from openbook.training import Judge, Lesson, TrainingState, count_updates, grouped, has_bf16, precision_of, scale, train
+from openbook.parallel import run_group
+from openbook.training import (
+    Judge,
+    Learner,
+    Lesson,
+    count_updates,
+    grouped,
+    has_bf16,
+    load_checkpoint,
+    precision_of,
+    scale,
+    seed_of,
+    train,
+    train_together,
+)
 from openbook.types import Batch, Outputs
 
 CLASSES, WORDS = 3, 20
@@ -418,7 +434,7 @@ class Malice:
         return Path.touch, (self.trace,)
 
 
-FILES = ("weights.safetensors", "best.safetensors", "optimizer.safetensors", "rng.safetensors", "progress.json")
+FILES = ("weights.safetensors", "best.safetensors", "optimizer.safetensors", "progress.json")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -426,7 +442,7 @@ FILES = ("weights.safetensors", "best.safetensors", "optimizer.safetensors", "rn
 def test_a_malicious_checkpoint_is_refused_and_not_run(tmp_path: Path, name: str, save: Any) -> None:
     scratch, trace = tmp_path / "scratch", tmp_path / "trace"
     judged_run(Optim(**FP32, keep="best"), scratch, steps=2)
-    folder = scratch / "checkpoint-2"
+    folder = scratch / "checkpoint-2" / "0"
     assert sorted(p.name for p in folder.iterdir()) == sorted(FILES)
     if save is None:
         torch.save(Malice(trace), folder / name)
@@ -434,8 +450,109 @@ def test_a_malicious_checkpoint_is_refused_and_not_run(tmp_path: Path, name: str
         (folder / name).write_bytes(save(Malice(trace)))
     lesson = lesson_of()
     with pytest.raises(Exception):  # noqa: B017, PT011  whichever the format's reader raises
-        TrainingState(lesson, torch.optim.AdamW(lesson.parameters()), scratch).load()
+        load_checkpoint([Learner(lambda batch: lesson(batch, teacher(batch)), lesson, Optim(**FP32), 5)], scratch)
     assert not trace.exists()
     if save is not None:
         pickle.loads(save(Malice(trace)))  # noqa: S301  the trap itself works
         assert trace.exists()
+
+
+def learner_of(seed: int, rate: float, clip: float = 1.0) -> Learner:
+    lesson = lesson_of()
+    with torch.no_grad():
+        lesson.student.head.weight.mul_(1 + seed)
+    optim = Optim(precision="fp32", learning_rate=rate, clip=clip, checkpoint_every=3, accumulation=2)
+    return Learner(lambda batch: lesson(batch, teacher(batch)), lesson, optim, seed)
+
+
+def test_learners_that_train_together_end_as_each_would_alone() -> None:
+    together = [learner_of(1, 0.01), learner_of(2, 0.03, clip=0.05)]
+    histories = train_together(together, Shuffled(14, 4), Accelerator(cpu=True))
+    for learner, history, shape in zip(together, histories, [(1, 0.01, 1.0), (2, 0.03, 0.05)], strict=True):
+        alone = learner_of(*shape)
+        assert train_together([alone], Shuffled(14, 4), Accelerator(cpu=True)) == [history]
+        assert_equal(weights(learner.lesson), weights(alone.lesson))
+    assert histories[0] != histories[1]
+
+
+@pytest.mark.parametrize("fail_at", [5, 9, 13])
+def test_learners_resume_together(tmp_path: Path, fail_at: int) -> None:
+    straight = [learner_of(1, 0.01), learner_of(2, 0.03)]
+    histories = train_together(straight, Shuffled(14, 4), Accelerator(cpu=True))
+
+    def fail(batch: Batch) -> Any:
+        if int(batch.ids[0]) == 4 * fail_at:
+            raise KeyboardInterrupt
+        return second.lesson(batch, teacher(batch))
+
+    second = learner_of(2, 0.03)
+    second.loss_of = fail
+    with pytest.raises(KeyboardInterrupt):
+        train_together([learner_of(1, 0.01), second], Shuffled(14, 4), Accelerator(cpu=True), tmp_path)
+    again = [learner_of(1, 0.01), learner_of(2, 0.03)]
+    told: list[int] = []
+    assert train_together(again, Shuffled(14, 4), Accelerator(cpu=True), tmp_path, told.append) == histories
+    assert told == list(range(fail_at // 6 * 3 + 1, 8))
+    for one, other in zip(again, straight, strict=True):
+        assert_equal(weights(one.lesson), weights(other.lesson))
+
+
+def test_the_dropout_of_a_step_depends_on_seed_and_step_alone() -> None:
+    seeds = {seed_of(seed, step) for seed in range(20) for step in range(50)}
+    assert len(seeds) == 1000
+    assert seed_of(3, 4) == seed_of(3, 4)
+
+
+class TwoHeads(nn.Module):
+    """Every batch is for one head; a third head is for none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.words, self.dropout = nn.Embedding(WORDS, 6), nn.Dropout(0.3)
+        self.heads = nn.ModuleList([nn.Linear(6, CLASSES) for _ in range(3)])
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        assert batch.labels is not None
+        place = int(batch.ids[0]) // len(batch.ids) % 2
+        logits = self.heads[place](self.dropout(self.words(batch.input_ids).mean(1)))
+        loss = nn.functional.cross_entropy(logits, batch.labels)
+        return loss, {f"head {place}": loss.detach()}
+
+
+def train_two_heads(folder: Path, progress: Callable[[int], None]) -> None:
+    """What each process of a group runs."""
+    model = TwoHeads()
+    accelerator = Accelerator(cpu=True)
+    optim = Optim(**FP32, accumulation=4, checkpoint_every=2)
+    history = train(model, model, Shuffled(18, 4), optim, 7, accelerator, folder / "scratch", progress)
+    torch.save(model.state_dict(), folder / f"weights-{accelerator.process_index}-of-{accelerator.num_processes}.pt")
+    write_json(folder / f"history-{accelerator.process_index}-of-{accelerator.num_processes}.json", history)
+
+
+def test_two_processes_end_with_the_weights_of_one(tmp_path: Path) -> None:
+    train_two_heads(tmp_path, lambda done: None)
+    shutil.rmtree(tmp_path / "scratch")
+    told: list[int] = []
+    run_group(train_two_heads, (tmp_path,), 2, told.append)
+    one = torch.load(tmp_path / "weights-0-of-1.pt")
+    for rank in range(2):
+        other = torch.load(tmp_path / f"weights-{rank}-of-2.pt")
+        for name, value in one.items():
+            torch.testing.assert_close(other[name], value, rtol=0, atol=1e-6)
+        rows = zip(read_json(tmp_path / f"history-{rank}-of-2.json"), read_json(tmp_path / "history-0-of-1.json"))  # noqa: B905
+        assert all(row == pytest.approx(same, abs=2e-6) for row, same in rows)
+    before = TwoHeads().state_dict()
+    assert torch.equal(one["heads.2.weight"], before["heads.2.weight"])  # never drawn: not even decayed
+    assert not torch.equal(one["heads.1.weight"], before["heads.1.weight"])
+    assert told == [1, 2, 3, 4, 5]
+
+
+def test_more_processes_than_batches_an_update_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"1 batches for 2 processes; raise optim\.accumulation, or use fewer"):
+        run_group(train_alone, (tmp_path,), 2, lambda done: None)
+
+
+def train_alone(folder: Path, progress: Callable[[int], None]) -> None:
+    model = TwoHeads()
+    train(model, model, Shuffled(4, 4), Optim(**FP32), 7, Accelerator(cpu=True))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from multiprocessing import active_children, connection, get_context, parent_process
+from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -37,6 +38,29 @@ def run_jobs(work: Callable[..., None], jobs: Sequence[Job], workers: int, what:
     with track(what, updates) as advance, workers_of(workers, set_up, (threads, done)) as pool:
         futures = [pool.submit(call, work, place, job) for place, job in enumerate(jobs)]
         watch(futures, lambda: advance(sum(done)))
+
+
+def run_group(work: Callable[..., None], job: Job, processes: int, advance: Progress) -> None:
+    """Call `work(*job, progress)` in processes that train one model together (torch.distributed, gloo or NCCL).
+
+    Each finds its rank through an `Accelerator`. `advance` hears the first one's progress; the first error is raised.
+    """
+    import torch
+
+    threads = max(1, torch.get_num_threads() // processes)
+    done = SPAWN.Array("q", processes, lock=False)
+    with TemporaryDirectory() as folder, workers_of(processes, set_up, (threads, done)) as pool:
+        meeting = f"file://{folder}/meeting"
+        futures = [pool.submit(join, work, job, rank, processes, meeting) for rank in range(processes)]
+        told = 0
+
+        def look() -> None:
+            nonlocal told
+            while told < done[0]:
+                told += 1
+                advance(told)
+
+        watch(futures, look)
 
 
 def map_jobs(
@@ -116,6 +140,21 @@ def call(work: Callable[..., None], place: int, job: Job) -> None:
         _done[place] = updates
 
     work(*job, progress)
+
+
+def join(work: Callable[..., None], job: Job, rank: int, processes: int, meeting: str) -> None:
+    import torch
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}  # accelerate asks for them; they meet in a file
+    if not torch.cuda.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(backend, init_method=meeting, rank=rank, world_size=processes)
+    try:
+        call(work, rank, job)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def call_once(work: Callable[..., Result], job: Job) -> Result:

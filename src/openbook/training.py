@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
@@ -53,6 +54,86 @@ class Lesson(nn.Module):
         return told
 
 
+@dataclass
+class Learner:
+    """Weights that are trained, what tells the number to minimise for a batch, and how far it came."""
+
+    loss_of: LossOf
+    lesson: nn.Module
+    optim: Optim
+    seed: int
+    history: History = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)  # of loss and parts since the last row of the history
+    best: tuple[float, dict[str, Tensor]] | None = None  # score and weights
+
+    def __post_init__(self) -> None:
+        self.optimizer = AdamW(grouped(self.lesson, self.optim.weight_decay), lr=self.optim.learning_rate, fused=True)
+
+    def hear(self, batch: Batch, step: int, share: float, accelerator: Accelerator) -> None:
+        """One batch of an update. The dropout of a step is the same whatever was trained before or beside it."""
+        torch.manual_seed(seed_of(self.seed, step))
+        with accelerator.autocast(), precision_of(self.optim, accelerator.device):
+            loss, parts = self.loss_of(batch)
+        refuse_non_finite(loss, parts, step)
+        accelerator.backward(loss * share)
+        for name, part in {"loss": loss, **parts}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + share * part.item()
+
+    def update(self, rate: float, accelerator: Accelerator) -> None:
+        sum_over_processes(self.lesson.parameters(), accelerator)
+        accelerator.clip_grad_norm_(self.lesson.parameters(), self.optim.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def sum_up(self, done: int, accelerator: Accelerator) -> None:
+        """A row of the history: the mean of every part over the updates since the last; `sums` starts anew."""
+        updates = done - (self.history[-1]["step"] if self.history else 0)
+        sums = added_over_processes(self.sums, accelerator)
+        means = {name: round(total / updates, 6) for name, total in sums.items()}
+        self.history.append({"step": done, "learning_rate": self.optimizer.param_groups[0]["lr"], **means})
+        self.sums = {}
+
+    def offer(self, score: float) -> float:
+        """Remember the weights as they are if no earlier ones scored as well."""
+        if self.best is None or score > self.best[0]:
+            self.best = score, weights_of(self.lesson)
+        return score
+
+    def finish(self) -> None:
+        if self.best is not None:
+            self.lesson.load_state_dict(self.best[1])
+        self.lesson.eval()
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        save_file(weights_of(self.lesson), folder / "weights.safetensors")
+        save_file(self.moments(), folder / "optimizer.safetensors")
+        progress: dict[str, Any] = {"history": self.history, "sums": self.sums}
+        if self.best is not None:
+            progress["best"] = self.best[0]
+            save_file(self.best[1], folder / "best.safetensors")
+        write_json(folder / "progress.json", progress)
+
+    def load(self, folder: Path) -> None:
+        self.lesson.load_state_dict(load_file(folder / "weights.safetensors"))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in load_file(folder / "optimizer.safetensors").items():
+            place, _, key = name.partition(".")
+            state.setdefault(int(place), {})[key] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        progress = read_json(folder / "progress.json")
+        self.history, self.sums = progress["history"], progress["sums"]
+        if "best" in progress:
+            self.best = progress["best"], load_file(folder / "best.safetensors")
+
+    def moments(self) -> dict[str, Tensor]:
+        """AdamW's state under flat names: `<position of the parameter>.<name>`."""
+        states: dict[int, dict[str, Tensor]] = self.optimizer.state_dict()["state"]
+        return {f"{place}.{name}": value.clone() for place, state in states.items() for name, value in state.items()}
+
+
 def train(
     loss_of: LossOf,
     lesson: nn.Module,
@@ -72,38 +153,125 @@ def train(
     history as `holdout`.
     Raises FloatingPointError, naming the step and the parts, when the loss is not finite.
     """
+    learner = Learner(loss_of, lesson, optim, seed)
+    return train_together([learner], plan, accelerator, scratch, advance, judge)[0]
+
+
+def train_together(
+    learners: Sequence[Learner],
+    plan: Plan,
+    accelerator: Accelerator,
+    scratch: Path | None = None,
+    advance: Advance = lambda done: None,
+    judge: Judge | None = None,
+) -> list[History]:
+    """The same for several learners that hear each batch one after the other; every one ends as it would alone.
+
+    Optimizer, schedule, clipping and dropout are each learner's own; accumulation, checkpoints and judge are those of
+    the first. Of several processes, each takes its part of an update's batches, and all end with the weights of one.
+    """
+    optim = learners[0].optim
     updates = count_updates(plan, optim)
     judged = judged_updates(judge, updates, optim)
-    optimizer = AdamW(grouped(lesson, optim.weight_decay), lr=optim.learning_rate, fused=True)
-    prepared: Any = accelerator.prepare(optimizer)
-    lesson.train()
-    torch.manual_seed(seed)
-    state = TrainingState(lesson, optimizer, scratch)
-    first, history, sums = state.load()
     log_every = max(1, updates // 100)
-    for update in range(first, updates):
-        steps = range(update * optim.accumulation, min(len(plan), (update + 1) * optim.accumulation))
-        for step in steps:
-            with accelerator.autocast(), precision_of(optim, accelerator.device):
-                loss, parts = loss_of(plan[step].to(accelerator.device))
-            refuse_non_finite(loss, parts, step)
-            accelerator.backward(loss / len(steps))
-            add(sums, {"loss": loss, **parts}, 1 / len(steps))
-        accelerator.clip_grad_norm_(lesson.parameters(), optim.clip)
-        set_rate(optimizer, optim.learning_rate * scale(update, updates, optim.warmup))
-        prepared.step()
-        prepared.zero_grad()
-        if (update + 1) % log_every == 0 or update + 1 == updates or update + 1 in judged:
-            history.append(summary(update + 1, sums, optimizer))
-        if judge is not None and update + 1 in judged:
-            history[-1]["holdout"] = state.offer(judge.score())
-            lesson.train()
-        if (update + 1) % optim.checkpoint_every == 0 or update + 1 == updates:
-            state.save(update + 1, history, sums)
-        advance(update + 1)
-    state.put_best_back()
-    lesson.eval()
-    return history
+    for learner in learners:
+        learner.lesson.to(accelerator.device).train()
+    for update in range(load_checkpoint(learners, scratch), updates):
+        hear_update(learners, plan, update, accelerator)
+        for learner in learners:
+            learner.update(learner.optim.learning_rate * scale(update, updates, learner.optim.warmup), accelerator)
+        done = update + 1
+        if done % log_every == 0 or done == updates or done in judged:
+            for learner in learners:
+                learner.sum_up(done, accelerator)
+        if judge is not None and done in judged:
+            learners[0].history[-1]["holdout"] = learners[0].offer(judge.score())
+            learners[0].lesson.train()
+        if done % optim.checkpoint_every == 0 or done == updates:
+            save_checkpoint(learners, scratch, done, accelerator)
+        advance(done)
+    for learner in learners:
+        learner.finish()
+    return [learner.history for learner in learners]
+
+
+def hear_update(learners: Sequence[Learner], plan: Plan, update: int, accelerator: Accelerator) -> None:
+    """The batches of one update, those of this process; the last update may have fewer than the others."""
+    accumulation = learners[0].optim.accumulation
+    steps = range(update * accumulation, min(len(plan), (update + 1) * accumulation))
+    for step in own_part(steps, accelerator):
+        batch = plan[step].to(accelerator.device)
+        for learner in learners:
+            learner.hear(batch, step, 1 / len(steps), accelerator)
+
+
+def save_checkpoint(learners: Sequence[Learner], scratch: Path | None, done: int, accelerator: Accelerator) -> None:
+    """All that the learners need to go on: safetensors and JSON in a folder that is renamed whole; one is kept."""
+    if scratch is not None and accelerator.is_main_process:
+        aside = scratch / ".checkpoint"
+        shutil.rmtree(aside, ignore_errors=True)
+        for place, learner in enumerate(learners):
+            learner.save(aside / str(place))
+        os.rename(aside, scratch / f"checkpoint-{done}")
+        for older in checkpoints(scratch)[:-1]:
+            shutil.rmtree(older)
+    accelerator.wait_for_everyone()
+
+
+def load_checkpoint(learners: Sequence[Learner], scratch: Path | None) -> int:
+    """Put the learners back to their last whole checkpoint; the number of updates done."""
+    found = checkpoints(scratch)
+    if not found:
+        return 0
+    for place, learner in enumerate(learners):
+        learner.load(found[-1] / str(place))
+    return updates_done(found[-1])
+
+
+def checkpoints(scratch: Path | None) -> list[Path]:
+    """Whole ones, the latest last."""
+    return [] if scratch is None else sorted(scratch.glob("checkpoint-*"), key=updates_done)
+
+
+def updates_done(checkpoint: Path) -> int:
+    return int(checkpoint.name.partition("-")[2])
+
+
+def seed_of(seed: int, step: int) -> int:
+    """Of the dropout of one step."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+
+
+def own_part(steps: range, accelerator: Accelerator) -> range:
+    """The batches of an update that this process hears. Raises UsageError where some process would hear none."""
+    if len(steps) < accelerator.num_processes and steps.start == 0:
+        raise UsageError(
+            f"an update has {len(steps)} batches for {accelerator.num_processes} processes;"
+            " raise optim.accumulation, or use fewer processes"
+        )
+    return steps[accelerator.process_index :: accelerator.num_processes]
+
+
+def sum_over_processes(parameters: Iterator[nn.Parameter], accelerator: Accelerator) -> None:
+    """Gradients of all processes added up. A weight of which no process has one keeps none: AdamW would move it."""
+    if accelerator.num_processes == 1:
+        return
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    here = torch.tensor([float(parameter.grad is not None) for parameter in trained], device=accelerator.device)
+    anywhere = accelerator.reduce(here, "sum") > 0
+    for parameter in (parameter for parameter, wanted in zip(trained, anywhere.tolist(), strict=True) if wanted):
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        torch.distributed.all_reduce(parameter.grad)
+
+
+def added_over_processes(sums: dict[str, float], accelerator: Accelerator) -> dict[str, float]:
+    if accelerator.num_processes == 1:
+        return sums
+    everywhere: list[dict[str, float]] = [{} for _ in range(accelerator.num_processes)]
+    torch.distributed.all_gather_object(everywhere, sums)
+    names = dict.fromkeys(name for one in everywhere for name in one)
+    return {name: sum(one.get(name, 0.0) for one in everywhere) for name in names}
 
 
 def count_updates(plan: Plan, optim: Optim) -> int:
@@ -125,11 +293,6 @@ def scale(update: int, updates: int, warmup: float) -> float:
     if update + 1 <= rising:
         return (update + 1) / rising
     return max(0.0, min(1.0, (updates - update) / max(1.0, updates - rising)))
-
-
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
 
 
 def grouped(lesson: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -165,93 +328,6 @@ def refuse_non_finite(loss: Tensor, parts: dict[str, Tensor], step: int) -> None
         )
 
 
-def add(sums: dict[str, float], parts: dict[str, Tensor], share: float) -> None:
-    for name, part in parts.items():
-        sums[name] = sums.get(name, 0.0) + share * part.item()
-    sums["count"] = sums.get("count", 0.0) + share
-
-
-def summary(update: int, sums: dict[str, float], optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """The mean of every part since the last summary; `sums` starts anew."""
-    count = sums.pop("count")
-    means = {name: round(total / count, 6) for name, total in sums.items()}
-    sums.clear()
-    return {"step": update, "learning_rate": optimizer.param_groups[0]["lr"], **means}
-
-
-class TrainingState:
-    """All that a training needs to go on where it stopped: safetensors and JSON in a folder that is renamed whole."""
-
-    def __init__(self, lesson: nn.Module, optimizer: torch.optim.Optimizer, scratch: Path | None):
-        self.lesson, self.optimizer, self.scratch = lesson, optimizer, scratch
-        self.best: tuple[float, dict[str, Tensor]] | None = None  # score and weights
-
-    def offer(self, score: float) -> float:
-        """Remember the weights as they are if no earlier ones scored as well."""
-        if self.best is None or score > self.best[0]:
-            self.best = score, weights_of(self.lesson)
-        return score
-
-    def put_best_back(self) -> None:
-        if self.best is not None:
-            self.lesson.load_state_dict(self.best[1])
-
-    def save(self, update: int, history: History, sums: dict[str, float]) -> None:
-        if self.scratch is None:
-            return
-        aside = self.scratch / ".checkpoint"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        save_file(weights_of(self.lesson), aside / "weights.safetensors")
-        save_file(self.moments(), aside / "optimizer.safetensors")
-        save_file({"cpu": torch.get_rng_state(), **cuda_rng()}, aside / "rng.safetensors")
-        progress = {"update": update, "history": history, "sums": sums}
-        if self.best is not None:
-            progress["best"] = self.best[0]
-            save_file(self.best[1], aside / "best.safetensors")
-        write_json(aside / "progress.json", progress)
-        os.rename(aside, self.scratch / f"checkpoint-{update}")
-        for older in self.found()[:-1]:
-            shutil.rmtree(older)
-
-    def found(self) -> list[Path]:
-        """Whole checkpoints, the latest last."""
-        if self.scratch is None or not self.scratch.exists():
-            return []
-        return sorted(self.scratch.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
-
-    def moments(self) -> dict[str, Tensor]:
-        """AdamW's state under flat names: `<position of the parameter>.<name>`."""
-        states: dict[int, dict[str, Tensor]] = self.optimizer.state_dict()["state"]
-        return {f"{place}.{name}": value.clone() for place, state in states.items() for name, value in state.items()}
-
-    def load(self) -> tuple[int, History, dict[str, float]]:
-        """Put the last checkpoint back in place; the number of updates done, the history, the running sums."""
-        if not self.found():
-            return 0, [], {}
-        folder = self.found()[-1]
-        self.lesson.load_state_dict(load_file(folder / "weights.safetensors"))
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in load_file(folder / "optimizer.safetensors").items():
-            place, _, field = name.partition(".")
-            state.setdefault(int(place), {})[field] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        rng = load_file(folder / "rng.safetensors")
-        torch.set_rng_state(rng.pop("cpu"))
-        for place, value in rng.items():
-            torch.cuda.set_rng_state(value, int(place))
-        progress = read_json(folder / "progress.json")
-        if "best" in progress:
-            self.best = progress["best"], load_file(folder / "best.safetensors")
-        return progress["update"], progress["history"], progress["sums"]
-
-
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
     """A copy of all weights, as safetensors takes them."""
     return {name: value.detach().contiguous().clone() for name, value in module.state_dict().items()}
-
-
-def cuda_rng() -> dict[str, Tensor]:
-    if not torch.cuda.is_available():
-        return {}
-    return {str(place): state for place, state in enumerate(torch.cuda.get_rng_state_all())}

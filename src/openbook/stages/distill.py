@@ -239,7 +239,7 @@ def follow(run: Run, course: Course, learner: Learner, seed: int, scratch: Path 
         return found
 
     teacher = teacher_for(run, course)
-    lesson = accelerator.prepare(Lesson(student, objective))
+    lesson = Lesson(student, objective)
     history = train(
         lambda batch: lesson(batch, teacher(batch)),
         lesson, plan, optim, seed, accelerator, scratch, progress, Judge(judged, plan.epoch_ends),

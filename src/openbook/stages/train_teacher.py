@@ -66,7 +66,7 @@ def fine_tune(run: Run, teacher: Encoder, scratch: Path) -> list[dict[str, Any]]
     accelerator = Accelerator()
     widths = widths_of(teacher.model.config)
     objective = Objective(Terms(gold=1), widths, widths, run.task.kind)
-    lesson = accelerator.prepare(Lesson(teacher, objective))
+    lesson = Lesson(teacher, objective)
     plan = BatchPlan(run.tokens("train", run.task.train, run.teacher_tokenizer), settings.optim, settings.seed)
     with track("fine-tuning the teacher", len(plan)) as advance:
         history = train(
