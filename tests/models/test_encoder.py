@@ -320,3 +320,42 @@ def test_a_finished_encoder_comes_back_in_evaluation_mode(tmp_path: Path, batch:
     assert not any(module.training for module in again.model.modules())
     assert torch.equal(again(batch).logits, encoder(batch).logits)
     assert label_names(str(tmp_path)) == LABELS
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("last", [1, 3])
+def test_nothing_runs_after_the_last_projections_asked_for(family: str, last: int, batch: Batch) -> None:
+    """Property 5 of MITKD: the taps are those of a whole pass, bit for bit, and no module ran after them."""
+    encoder = encoder_of(family)
+    whole = encoder.listen(layers=[1, last])(batch)
+    ran: list[str] = []
+    for name, module in encoder.model.named_modules():
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    short = encoder.listen(layers=[1, last], stop=True)(batch)
+    assert (short.logits.numel(), short.embedding.numel(), short.hidden) == (0, 0, ())
+    assert short.relations.keys() == whole.relations.keys() == {1, last}
+    for layer, taps in whole.relations.items():
+        for tap, same in zip(taps, short.relations[layer], strict=True):
+            assert torch.equal(tap, same)
+    blocks = [str(place) for place in range(last, 3)]
+    assert not [name for name in ran if any(f".{place}." in f".{name}." for place in blocks)]
+    assert not [name for name in ran if name.endswith(("dense", "out_lin", "Wo", "classifier", "pooler"))] or last > 1
+    assert "" not in ran  # the model itself did not come to an end
+    encoder.listen()(batch)
+    assert "" in ran
+
+
+def test_a_short_pass_gives_the_gradient_of_a_whole_one(batch: Batch) -> None:
+    short, whole = encoder_of("bert"), encoder_of("bert")
+    for encoder, stop in ((short, True), (whole, False)):
+        taps = encoder.listen(layers=[3], stop=stop)(batch).relations[3]
+        torch.stack([tap.square().mean() for tap in taps]).sum().backward()
+    for (name, one), other in zip(short.named_parameters(), whole.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None), name
+        if one.grad is not None and other.grad is not None:
+            torch.testing.assert_close(one.grad, other.grad, rtol=0, atol=0)
+
+
+def test_a_short_pass_needs_a_layer_to_stop_at() -> None:
+    with pytest.raises(ValueError, match="needs layers to stop at"):
+        encoder_of("bert").listen(stop=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,10 @@ class Head:
         }
 
 
+class AllHeard(Exception):  # noqa: N818  no error: it ends a forward pass
+    """Raised when a model has said all that was asked for."""
+
+
 class Encoder(nn.Module):
     """Any `AutoModelForSequenceClassification`, as a function from Batch to Outputs.
 
@@ -53,6 +57,7 @@ class Encoder(nn.Module):
         self._pooled: Tensor | None = None
         self._taps: dict[int, dict[int, Tensor]] = {}
         self._hooks: list[Any] = []
+        self._last_tap = 0  # the layer after whose projections nothing more runs; 0 = all runs
         if self.has_head:
             self.watch_head()
 
@@ -110,11 +115,17 @@ class Encoder(nn.Module):
         if self._pooled is None:
             self._pooled = inputs[0]
 
-    def listen(self, hidden: bool = False, layers: Sequence[int] = ()) -> Encoder:
-        """Ask for hidden states and for q, k, v of some layers (from 1); each call replaces the last."""
+    def listen(self, hidden: bool = False, layers: Sequence[int] = (), stop: bool = False) -> Encoder:
+        """Ask for hidden states and for q, k, v of some layers (from 1); each call replaces the last.
+
+        With `stop`, nothing runs after the projections of the last of these layers: the rest is left empty.
+        """
+        if stop and (hidden or not layers):
+            raise ValueError(f"stop={stop} needs layers to stop at ({list(layers)}), and leaves no hidden states")
         for hook in self._hooks:
             hook.remove()
         self.wants_hidden = hidden
+        self._last_tap = max(layers) if stop else 0
         self._hooks = [hook for layer in layers for hook in self.tap(layer)]
         return self
 
@@ -139,9 +150,15 @@ class Encoder(nn.Module):
 
     def keep(self, layer: int, place: int, output: Tensor) -> None:
         self._taps.setdefault(layer, {})[place] = output
+        self.stop_if_heard(layer)
 
     def keep_fused(self, layer: int, output: Tensor) -> None:
         self._taps[layer] = dict(enumerate(output.chunk(3, dim=-1)))
+        self.stop_if_heard(layer)
+
+    def stop_if_heard(self, layer: int) -> None:
+        if layer == self._last_tap and len(self._taps[layer]) == len(QKV[0]):
+            raise AllHeard
 
     def blocks(self) -> nn.ModuleList:
         """The stack of transformer blocks: the longest module list as long as the configuration says."""
@@ -156,19 +173,24 @@ class Encoder(nn.Module):
     def forward(self, batch: Batch) -> Outputs:
         self._pooled, self._taps = None, {}
         inputs = {name: getattr(batch, name) for name in ("input_ids", "attention_mask", "token_type_ids")}
-        answer = self.model(
-            **{name: value for name, value in inputs.items() if name in self.accepted},
-            output_hidden_states=self.wants_hidden,
-        )
+        answer: Any = None
+        with suppress(AllHeard):
+            answer = self.model(
+                **{name: value for name, value in inputs.items() if name in self.accepted},
+                output_hidden_states=self.wants_hidden,
+            )
         pooled, taps = self._pooled, self._taps
         self._pooled, self._taps = None, {}
+        relations = {layer: (kept[0], kept[1], kept[2]) for layer, kept in taps.items()}
+        if answer is None:
+            return Outputs(logits=torch.empty(0), embedding=torch.empty(0), relations=relations)
         if pooled is None:
             pooled = mean_of_real(answer.last_hidden_state, batch.attention_mask)
         return Outputs(
             logits=answer.logits if self.has_head else pooled.new_empty(len(pooled), 0),
             embedding=pooled,
             hidden=tuple(answer.hidden_states) if self.wants_hidden else (),
-            relations={layer: (kept[0], kept[1], kept[2]) for layer, kept in taps.items()},
+            relations=relations,
         )
 
     def save(self, folder: Path, tokenizer: Any) -> None:
