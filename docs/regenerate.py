@@ -1,4 +1,4 @@
-"""Writes docs/cli.md and docs/recipe.md from the code (`python docs/regenerate.py`); a test compares them with it."""
+"""Writes docs/cli.md and the pages of the two kinds of recipe from the code (`python docs/regenerate.py`); a test compares them with it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 import typer
 
+from openbook.agnostic import AgnosticRecipe
 from openbook.cli import app
-from openbook.config import Recipe
+from openbook.config import Recipe, Settings
 
 DOCS = Path(__file__).parent
 BOUNDS = {"exclusiveMinimum": "> {}", "minimum": "≥ {}", "exclusiveMaximum": "< {}", "maximum": "≤ {}"}
@@ -38,6 +39,17 @@ A key that is not in these tables is an error which names the nearest valid one,
 A block of which one key is set keeps the defaults of that place for the others. Only `terms` is taken as it is written:
 a term it does not name weighs 0.
 The recipe with every default written out is kept as `run.yaml` in the folder of the run.
+"""
+
+
+AGNOSTIC_INTRO = """\
+# The task-agnostic recipe
+
+Written from `src/openbook/agnostic.py` by `python docs/regenerate.py`; a test compares.
+
+A recipe that names `students` teaches encoders that are fine-tuned later, for any task: a teacher learns many tasks at
+once (or none), students imitate its attention relations on general text, and all are fine-tuned and judged.
+`name`, `teacher`, `text` and `students` have to be there, all else has a default.
 """
 
 
@@ -72,11 +84,11 @@ class Block:
     places: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def recipe_page() -> str:
-    schema = Recipe.model_json_schema()
+def recipe_page(model: type[Settings], intro: str) -> str:
+    schema = model.model_json_schema()
     blocks: dict[str, Block] = {"Recipe": Block(schema, {"": {}})}
     collect(schema, "", {}, schema["$defs"], blocks)
-    return "\n".join([RECIPE_INTRO, *(section(block) for block in blocks.values())])
+    return "\n".join([intro, *(section(block) for block in blocks.values())])
 
 
 def collect(
@@ -163,7 +175,11 @@ def written(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-PAGES = {"cli.md": cli_page, "recipe.md": recipe_page}
+PAGES = {
+    "cli.md": cli_page,
+    "recipe.md": lambda: recipe_page(Recipe, RECIPE_INTRO),
+    "task-agnostic-recipe.md": lambda: recipe_page(AgnosticRecipe, AGNOSTIC_INTRO),
+}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

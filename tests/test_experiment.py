@@ -11,7 +11,7 @@ import yaml
 
 from openbook import experiment
 from openbook.checkpoint import read_json
-from openbook.experiment import Experiment, execute
+from openbook.experiment import Experiment, describe, execute, prepare
 from openbook.grid import load_grid
 
 RATES = (1e-3, 5e-3)
@@ -132,6 +132,15 @@ def test_a_missing_result_is_made_again_and_is_the_same(
     assert [(arm, seed) for arm, seed, _ in taught] == [("A2", 1)]
     again = read_json(lost)
     assert {**again, "seconds": 0} == {**before, "seconds": 0}
+
+
+def test_what_the_teacher_scored_is_told_in_other_results_too(finished: Path, grid_file: Path, tmp_path: Path) -> None:
+    """Its folder may be older than the results."""
+    work = Experiment(load_grid(grid_file), "small", finished / "runs", tmp_path)
+    describe(work)
+    prepare(work, work.cell("reviews", "A0", 0, (RATES[0], RATES[0])))
+    told, before = (folder / "reviews" / "teacher.json" for folder in (tmp_path, finished / "results"))
+    assert read_json(told) == read_json(before)
 
 
 def test_another_size_of_the_grid_is_another_result(

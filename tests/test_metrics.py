@@ -1,4 +1,5 @@
 from itertools import product
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -7,11 +8,16 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sklearn
 
-from openbook.config import UsageError
+from openbook.config import Kind, UsageError
+from openbook.data.tasks import METRICS as METRICS_OF_TASKS
 from openbook.metrics import (
     METRICS,
+    OF_KIND,
     agreement,
     ece,
+    entities,
+    entity_f1,
+    exact_match,
     hierarchical_difference,
     holm,
     kl_to_teacher,
@@ -19,6 +25,7 @@ from openbook.metrics import (
     nll,
     paired_difference,
     score,
+    span_f1,
 )
 
 seeds = st.integers(0, 10**6)
@@ -58,13 +65,11 @@ def test_correlations_are_scipys_also_with_ties(seed):
 
 
 def test_the_table_holds_what_the_tasks_report():
-    assert {name: metric.kind for name, metric in METRICS.items()} == {
-        "accuracy": "classification",
-        "f1": "classification",
-        "matthews_correlation": "classification",
-        "pearson": "regression",
-        "spearmanr": "regression",
+    assert {kind: set(metrics) for kind, metrics in OF_KIND.items()} == {
+        kind: set(names) for kind, names in METRICS_OF_TASKS.items()
     }
+    assert set(OF_KIND) == set(get_args(Kind))
+    assert set(METRICS) == {"accuracy", "f1", "matthews_correlation", "pearson", "spearmanr"}
 
 
 def test_f1_of_two_classes_is_of_class_one():
@@ -321,3 +326,115 @@ def test_holm_rejects_what_the_step_down_procedure_rejects(p, level):
             break
         rejected.add(place)
     assert {place for place, corrected in enumerate(holm(p)) if corrected <= level} == rejected
+
+
+def objects(values):
+    array = np.empty(len(values), dtype=object)
+    for place, value in enumerate(values):
+        array[place] = value
+    return array
+
+
+words = st.lists(st.sampled_from(["The", "cat", "cat,", "a", "sat", "SAT!", "--", "on"]), max_size=5).map(" ".join)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(words, st.lists(words.map("x ".__add__), min_size=1, max_size=3)), min_size=1, max_size=5))
+def test_answers_are_judged_as_torchmetrics_does(rows):
+    from torchmetrics.functional.text import squad
+
+    answers, accepted = zip(*rows, strict=True)
+    names = [str(place) for place in range(len(rows))]
+    said = [{"id": name, "prediction_text": answer} for name, answer in zip(names, answers, strict=True)]
+    gold = [
+        {"id": name, "answers": {"text": texts, "answer_start": [0] * len(texts)}}
+        for name, texts in zip(names, accepted, strict=True)
+    ]
+    expected = squad(said, gold)
+    assert 100 * exact_match(answers, accepted) == pytest.approx(float(expected["exact_match"]), rel=1e-5)
+    assert 100 * span_f1(answers, accepted) == pytest.approx(float(expected["f1"]), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("answer", "accepted", "exact", "f1"),
+    [
+        ("the Cat,  sat", ("Cat sat",), 1, 1),
+        ("cat sat down", ("a cat", "cat sat"), 0, 0.8),
+        ("cat cat", ("cat",), 0, 2 / 3),  # a word counts as often as both have it
+        ("", (), 1, 1),
+        ("cat", (), 0, 0),
+        ("", ("cat",), 0, 0),
+        ("The", ("the",), 1, 1),  # nothing is left of either
+        ("cat", ("the", "cat"), 1, 1),
+        ("", ("the", "cat"), 0, 0),  # what nothing is left of is no answer beside others
+    ],
+)
+def test_an_answer_by_hand(answer, accepted, exact, f1):
+    outputs, gold = objects([answer]), objects([accepted])
+    assert score("exact_match", outputs, gold, "span_extraction") == exact_match([answer], [accepted]) == exact
+    assert score("f1", outputs, gold, "span_extraction") == span_f1([answer], [accepted]) == pytest.approx(f1)
+
+
+tags = st.lists(st.sampled_from(["O", "B-x", "I-x", "B-y", "I-y"]), min_size=1, max_size=9)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(tags.flatmap(lambda gold: st.tuples(st.permutations(gold), st.just(gold))), min_size=1, max_size=5))
+@pytest.mark.filterwarnings("ignore:.*ill-defined")
+def test_entities_are_seqevals(sentences):
+    from seqeval import metrics as seqeval
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    said, gold = zip(*sentences, strict=True)
+    for sentence in [*said, *gold]:
+        assert entities(sentence) == {(kind, first, last + 1) for kind, first, last in get_entities(list(sentence))}
+    rows = [list(sentence) for sentence in said], [list(sentence) for sentence in gold]
+    assert entity_f1(said, gold) == pytest.approx(seqeval.f1_score(rows[1], rows[0], zero_division=0))
+    expected = seqeval.accuracy_score(rows[1], rows[0])
+    outputs, true = (objects([tuple(row) for row in side]) for side in rows)
+    assert score("accuracy", outputs, true, "token_classification") == pytest.approx(expected)
+    assert score("entity_f1", outputs, true, "token_classification") == entity_f1(said, gold)
+
+
+def test_entities_by_hand():
+    assert entities(["B-x", "I-x", "O", "I-x", "I-y", "B-y"]) == {("x", 0, 2), ("x", 3, 4), ("y", 4, 5), ("y", 5, 6)}
+    assert entities([]) == entities(["O"]) == set()
+    assert entity_f1([["B-x", "I-x"], ["O"]], [["B-x", "O"], ["B-y"]]) == 0
+    assert entity_f1([["B-x", "I-x"], ["B-y"]], [["B-x", "I-x"], ["O"]]) == pytest.approx(2 / 3)
+    assert entity_f1([["O"]], [["O"]]) == 0
+
+
+def test_a_choice_is_right_if_the_most_probable_option_is():
+    outputs = np.array([(0.2, 0.8, 0), (0.4, 0.3, 0.3)])
+    assert score("accuracy", outputs, np.array([1, 2]), "multiple_choice") == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "outputs", "gold", "message"),
+    [
+        ("f1", "multiple_choice", np.ones((1, 2)), np.array([0]), "'f1' is unknown; choose one of accuracy"),
+        ("accuracy", "span_extraction", objects(["a"]), objects([("a",)]), "choose one of f1, exact_match"),
+        ("f1", "span_extraction", objects(["a"]), objects([("a",), ("b",)]), "1 answers .* 2 gold"),
+        ("f1", "span_extraction", objects([]), objects([]), "0 answers"),
+        ("entity_f1", "token_classification", objects([("O",)]), objects([("O", "O")]), "row 1 has 1 tags where 2"),
+    ],
+)
+def test_answers_that_cannot_be_judged_are_refused(name, kind, outputs, gold, message):
+    with pytest.raises(UsageError, match=message):
+        score(name, outputs, gold, kind)
+
+
+def test_differences_of_answers_are_bootstrapped_by_question():
+    """The slow part, comparing words, is done once; the interval is that of the mean of its values."""
+    random = np.random.default_rng(0)
+    accepted = objects([("cat",)] * 40)
+    good, bad = (objects(random.choice(["cat", "a dog"], 40, p=p)) for p in ((0.9, 0.1), (0.4, 0.6)))
+    found = paired_difference("f1", [good], [bad], accepted, draws=300, kind="span_extraction")
+    as_classes = [one_hot([int(answer == "cat") for answer in side]) for side in (good, bad)]
+    assert found == paired_difference("accuracy", as_classes[:1], as_classes[1:], np.ones(40, int), draws=300)
+    assert found.low > 0
+    gold = objects([("B-x", "O"), ("O", "O"), ("B-x", "I-x")] * 20)
+    said = objects([("B-x", "O"), ("B-x", "O"), ("O", "O")] * 20)
+    of_tags = paired_difference("entity_f1", [gold], [said], gold, draws=100, kind="token_classification")
+    assert of_tags.mean == pytest.approx(1 - 2 * 20 / 80)
+    assert of_tags.low < of_tags.mean < of_tags.high

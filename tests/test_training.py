@@ -337,12 +337,13 @@ class Critic:
     """Scores by the list, and remembers the weights that it saw."""
 
     def __init__(self, lesson: Lesson, scores: tuple[float, ...] = SCORES, done: int = 0) -> None:
-        self.lesson, self.scores, self.seen = lesson, scores[done:], []
+        self.lesson, self.scores, self.done, self.seen = lesson, scores, done, []
 
-    def __call__(self) -> float:
+    def __call__(self) -> dict[str, float]:
         self.lesson.eval()  # as a judge does
         self.seen.append(weights(self.lesson))
-        return self.scores[len(self.seen) - 1]
+        looks = self.done + len(self.seen)
+        return {"holdout": self.scores[looks - 1], "looks": looks}
 
 
 def judged_run(
@@ -368,6 +369,7 @@ def test_the_best_weights_stay_the_earlier_of_two() -> None:
     assert {row["step"]: row["holdout"] for row in history if "holdout" in row} == dict(
         zip((4, 8, 12, 16, 20), SCORES, strict=True)
     )
+    assert [row["looks"] for row in history if "looks" in row] == [1, 2, 3, 4, 5]
     assert not lesson.training
 
 
@@ -414,7 +416,7 @@ def test_the_mean_of_a_stretch_is_right_where_a_judge_cuts_it() -> None:
     lesson = nn.Linear(1, 1)
     history = train(
         lambda batch: (lesson.weight.sum() * 0 + int(batch.ids[0]), {}),
-        lesson, plan, optim, 5, Accelerator(cpu=True), judge=Judge(lambda: 0.5, [3]),
+        lesson, plan, optim, 5, Accelerator(cpu=True), judge=Judge(lambda: {"holdout": 0.5}, [3]),
     )  # fmt: skip
     assert [(row["step"], row["loss"]) for row in history[:4]] == [(2, 0.5), (3, 2), (4, 3), (6, 4.5)]
 

@@ -35,7 +35,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show which stages would
 Model = Annotated[Path, typer.Option("--model", help="A run folder, such as runs/quickstart.")]
 
 
-def start(path: Path, overrides: list[str] | None, folder: Path | None, dry_run: bool, until: str) -> Any:
+def start(path: Path, overrides: list[str] | None, folder: Path | None, dry_run: bool, until: str | None) -> Any:
     from openbook.pipeline import execute
     from openbook.recipe import load_recipe
 
@@ -46,29 +46,33 @@ def start(path: Path, overrides: list[str] | None, folder: Path | None, dry_run:
 @app.command()
 def run(recipe: RecipePath, set_: Overrides = None, run_dir: RunFolder = None, dry_run: DryRun = False) -> None:
     """Run a whole recipe: teacher, corpus, students, knowledge base, evaluation, report. Skips what is done."""
-    done = start(recipe, set_, run_dir, dry_run, "report")
-    if not dry_run:
+    from openbook.workspace import Run
+
+    done = start(recipe, set_, run_dir, dry_run, None)
+    if isinstance(done, Run) and not dry_run:
         show_report(done)
+    elif not dry_run:
+        show_students(done)
 
 
 @app.command()
 def train_teacher(
     recipe: RecipePath, set_: Overrides = None, run_dir: RunFolder = None, dry_run: DryRun = False
 ) -> None:
-    """Fine-tune the pretrained teacher on the task."""
-    stage(recipe, set_, run_dir, dry_run, "train-teacher", "teacher")
+    """Fine-tune the pretrained teacher on the task, or on many at once."""
+    stage(recipe, set_, run_dir, dry_run, "train-teacher")
 
 
 @app.command()
 def build_bank(recipe: RecipePath, set_: Overrides = None, run_dir: RunFolder = None, dry_run: DryRun = False) -> None:
     """Split general text into clean, unique sentences, none of them near an evaluation text."""
-    stage(recipe, set_, run_dir, dry_run, "build-bank", "bank")
+    stage(recipe, set_, run_dir, dry_run, "build-bank")
 
 
 @app.command()
 def retrieve(recipe: RecipePath, set_: Overrides = None, run_dir: RunFolder = None, dry_run: DryRun = False) -> None:
     """Find what the task's texts retrieve from the bank; builds the index it needs."""
-    stage(recipe, set_, run_dir, dry_run, "retrieve", "hits")
+    stage(recipe, set_, run_dir, dry_run, "retrieve")
 
 
 @app.command()
@@ -76,7 +80,7 @@ def build_corpus(
     recipe: RecipePath, set_: Overrides = None, run_dir: RunFolder = None, dry_run: DryRun = False
 ) -> None:
     """Retrieve the textbook: general sentences that belong to the task."""
-    stage(recipe, set_, run_dir, dry_run, "build-corpus", "corpus")
+    stage(recipe, set_, run_dir, dry_run, "build-corpus")
 
 
 @app.command()
@@ -84,39 +88,52 @@ def record_answers(
     recipe: RecipePath, set_: Overrides = None, run_dir: RunFolder = None, dry_run: DryRun = False
 ) -> None:
     """Let the teacher read corpus and task once, and keep what it says."""
-    stage(recipe, set_, run_dir, dry_run, "record-answers", "teacher_outputs")
+    stage(recipe, set_, run_dir, dry_run, "record-answers")
 
 
 @app.command()
 def distill(recipe: RecipePath, set_: Overrides = None, run_dir: RunFolder = None, dry_run: DryRun = False) -> None:
-    """Teach the students, every kind under every seed."""
-    stage(recipe, set_, run_dir, dry_run, "distill", "student")
+    """Teach the students: every kind under every seed, or students of several shapes for any task."""
+    stage(recipe, set_, run_dir, dry_run, "distill")
+
+
+@app.command()
+def build_text(recipe: RecipePath, set_: Overrides = None, run_dir: RunFolder = None, dry_run: DryRun = False) -> None:
+    """Cut general text into the blocks that task-agnostic students read."""
+    stage(recipe, set_, run_dir, dry_run, "build-text")
 
 
 @app.command()
 def build_kb(recipe: RecipePath, set_: Overrides = None, run_dir: RunFolder = None, dry_run: DryRun = False) -> None:
     """Fill the knowledge base with the teacher's answers and tune how far it is trusted."""
-    stage(recipe, set_, run_dir, dry_run, "build-kb", "knowledge_base")
+    stage(recipe, set_, run_dir, dry_run, "build-kb")
 
 
 @app.command()
 def evaluate(recipe: RecipePath, set_: Overrides = None, run_dir: RunFolder = None, dry_run: DryRun = False) -> None:
     """Score, compare and time all models on the reported split."""
-    stage(recipe, set_, run_dir, dry_run, "evaluate", "evaluation/results.json")
+    stage(recipe, set_, run_dir, dry_run, "evaluate")
 
 
 @app.command()
 def report(recipe: RecipePath, set_: Overrides = None, run_dir: RunFolder = None, dry_run: DryRun = False) -> None:
     """Write the report and the model card; runs what they still need."""
-    run(recipe, set_, run_dir, dry_run)
+    done = start(recipe, set_, run_dir, dry_run, "report")
+    if not dry_run:
+        show_report(done)
 
 
-def stage(
-    recipe: Path, overrides: list[str] | None, folder: Path | None, dry_run: bool, until: str, result: str
-) -> None:
+def stage(recipe: Path, overrides: list[str] | None, folder: Path | None, dry_run: bool, until: str) -> None:
+    from openbook.pipeline import stages_of
+
     done = start(recipe, overrides, folder, dry_run, until)
     if not dry_run:
-        console.print(f"{done.folder / result}")
+        console.print(f"{done.folder / stages_of(done.recipe)[until].folder}")
+
+
+def show_students(done: Any) -> None:
+    for student in done.recipe.students:
+        console.print(f"{student.name}: {done.folder / 'students' / student.name}", markup=False)
 
 
 def show_report(done: Any) -> None:

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-Kind = Literal["classification", "regression", "multiple_choice", "span_extraction", "token_classification"]
+WholeKind = Literal["classification", "regression"]  # one answer a text, or pair: what a recipe for one task is about
+Kind = Literal[WholeKind, "multiple_choice", "span_extraction", "token_classification"]
 Format = Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "text"]
 Positive = Annotated[int, Field(gt=0, strict=True)]
 Weight = Annotated[float, Field(ge=0)]
@@ -142,7 +143,9 @@ class TaskSettings(Settings):
         description="further evaluation text, labelled or not: kept out of every corpus, and read for nothing else",
     )
     holdout: Share = Field(0.1, description="share of train no model is fitted to: choices are made on it")
-    max_length: Positive = Field(128, description="word-pieces a text (or pair) is cut to")
+    max_length: Positive = Field(
+        128, description="word-pieces a text (or pair) is cut to; a window of a passage, for which 384 is usual"
+    )
     stride: Positive = Field(128, description="word-pieces that two windows of a long passage share")
     family: str | None = Field(None, description="what the task is about, such as `nli`: scores are averaged by it")
     group: str | None = Field(

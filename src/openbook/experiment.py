@@ -280,7 +280,8 @@ def describe_arm(experiment: Experiment, one: Cell, run: Run) -> None:
     """The bank's size, the teacher's scores, and the statistics of the corpus that this arm reads."""
     note_bank(experiment, run)
     teacher = run.folder / TEACHER
-    if not (teacher / TEST_ANSWERS).exists():
+    told_in = experiment.results / one.task / "teacher.json"
+    if not (teacher / TEST_ANSWERS).exists() or not told_in.exists():
         heard = answers_of(
             load_finished(str(teacher)), run.tokens("test-for-teacher", run.task.test, run.teacher_tokenizer)
         )
@@ -288,8 +289,8 @@ def describe_arm(experiment: Experiment, one: Cell, run: Run) -> None:
         np.save(teacher / TEST_ANSWERS, said)
         scores = {metric: score(metric, said, heard.labels) for metric in run.task.metrics}
         told = {"task": one.task, "holdout": read_json(teacher / "scores.json")["holdout"], "scores": scores}
-        experiment.results.joinpath(one.task).mkdir(exist_ok=True)
-        write_json(experiment.results / one.task / "teacher.json", told)
+        told_in.parent.mkdir(exist_ok=True)
+        write_json(told_in, told)
     if reads_corpus(one.recipe):
         folder = experiment.folder_of(one.task, one.arm)
         folder.mkdir(parents=True, exist_ok=True)

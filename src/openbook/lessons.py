@@ -202,7 +202,7 @@ def with_special(budget: int, words: int) -> int:
 
 
 def objective_for(run: Run, terms: Terms, keys: tuple[Tensor, Tensor] | None) -> Objective:
-    return Objective(terms, student_widths(run), teacher_widths(run), run.task.kind, keys)
+    return Objective(terms, student_widths(run), teacher_widths(run), run.kind, keys)
 
 
 def key_projection(run: Run) -> tuple[Tensor, Tensor]:

@@ -1,31 +1,47 @@
 """How good an answer is: task metrics, agreement with the teacher, calibration, and whether a difference is real.
 
-Outputs are what a model says: probabilities (n, C), or scores (n, 1) in regression. Scores are fractions, not percent.
+Outputs are what a model says: probabilities (n, C), of an absent option 0; or scores (n, 1) in regression; or an array
+(n,) of objects, the answers of span extraction as strings and the tags of token classification as sequences of strings.
+Gold is then an array (n,) of sequences too: all answers that count as right, or the tags. Scores are fractions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from operator import eq
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import rel_entr
 from scipy.stats import binomtest, rankdata
 
-from openbook.config import UsageError
+from openbook.config import Kind, UsageError
 
 Array = NDArray[Any]
+Rows = tuple[Array, ...]  # each (n, ...): what a metric needs to know of every example
 SMALLEST = 1e-12  # probabilities below it count as this, so that no logarithm is infinite
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A function of outputs (n, C) and gold (n,); larger is better."""
+    """`total` of the `rows` of outputs (n, ...) and gold (n,); larger is better. `check` refuses what has no score.
 
-    kind: Literal["classification", "regression"]
-    function: Callable[[Array, Array], float]
+    What costs time is done once for every example, in `rows`: a bootstrap then draws examples and asks for totals.
+    """
+
+    check: Callable[[Array, Array], None]
+    total: Callable[..., float]
+    rows: Callable[[Array, Array], Rows] = lambda outputs, gold: (outputs, gold)
+
+    def function(self, outputs: Array, gold: Array) -> float:
+        return self.total(*self.rows(outputs, gold))
 
 
 @dataclass(frozen=True)
@@ -75,20 +91,171 @@ def spearmanr(outputs: Array, gold: Array) -> float:
     return _correlation(rankdata(outputs[:, 0]), rankdata(gold))
 
 
-METRICS = {
-    "accuracy": Metric("classification", accuracy),
-    "f1": Metric("classification", f1),
-    "matthews_correlation": Metric("classification", matthews_correlation),
-    "pearson": Metric("regression", pearson),
-    "spearmanr": Metric("regression", spearmanr),
+def exact_match(answers: Iterable[str], accepted: Iterable[Sequence[str]]) -> float:
+    """Share of answers (n,) that equal one of those accepted, without case, punctuation, articles and white space.
+
+    As SQuAD's evaluation (Rajpurkar et al., 2018): where nothing is accepted, no answer (an empty one) is right.
+    """
+    return float(_best(eq, answers, accepted).mean())
+
+
+def span_f1(answers: Iterable[str], accepted: Iterable[Sequence[str]]) -> float:
+    """Mean over answers (n,) of the best F1 of words they share with one of those accepted, normalised as above.
+
+    As SQuAD's evaluation (Rajpurkar et al., 2018). Words are what white space separates.
+    """
+    return float(_best(_f1_of_words, answers, accepted).mean())
+
+
+def entity_f1(tags: Iterable[Sequence[str]], gold: Iterable[Sequence[str]]) -> float:
+    """2 TP / (predicted + gold) over the entities of all sentences (n,): type, beginning and end must be right.
+
+    As CoNLL's evaluation (Tjong Kim Sang and De Meulder, 2003). Defined as 0 without any entity.
+    """
+    return _f1_of_counts(_entity_counts(tags, gold))
+
+
+def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    """Type, first word and the one after the last of every entity in IOB2 tags.
+
+    As conlleval reads them: `I-x` after `O`, or after another type than x, begins an entity. So IOB1 is read as well.
+    """
+    found: set[tuple[str, int, int]] = set()
+    kind, start = "", 0
+    for place, tag in enumerate([*tags, "O"]):
+        here = tag[2:] if tag[:2] in ("B-", "I-") else ""
+        if kind and (here != kind or tag.startswith("B-")):
+            found.add((kind, start, place))
+            kind = ""
+        if here and not kind:
+            kind, start = here, place
+    return found
+
+
+def _check_classes(outputs: Array, gold: Array) -> None:
+    _check_rows(outputs, gold)
+    if outputs.shape[1] < 2:
+        raise UsageError("a classification metric needs a probability per class, but the outputs have one column")
+    if gold.dtype.kind not in "iu" or gold.min() < 0 or gold.max() >= outputs.shape[1]:
+        raise UsageError(
+            f"gold labels must be class indices 0..{outputs.shape[1] - 1}, "
+            f"but are {gold.dtype} from {gold.min()} to {gold.max()}; check the label names of the task"
+        )
+
+
+def _check_scores(outputs: Array, gold: Array) -> None:
+    _check_rows(outputs, gold)
+    if outputs.shape[1] != 1:
+        raise UsageError(f"a regression metric needs outputs of one column, but they have {outputs.shape[1]}")
+
+
+def _check_rows(outputs: Array, gold: Array) -> None:
+    if outputs.ndim != 2 or len(gold) == 0 or len(outputs) != len(gold):
+        raise UsageError(f"outputs of shape {outputs.shape} cannot be judged by gold of shape {gold.shape}")
+    if not (np.isfinite(outputs).all() and np.isfinite(gold).all()):
+        raise UsageError("outputs or gold labels are not finite; the model has overflowed, or a label is missing")
+
+
+def _check_answers(answers: Array, gold: Array) -> None:
+    if len(gold) == 0 or len(answers) != len(gold):
+        raise UsageError(f"{len(answers)} answers cannot be judged by {len(gold)} gold ones")
+
+
+def _check_tags(tags: Array, gold: Array) -> None:
+    _check_answers(tags, gold)
+    for row, (mine, true) in enumerate(zip(tags, gold, strict=True)):
+        if len(mine) != len(true):
+            raise UsageError(f"row {row + 1} has {len(mine)} tags where {len(true)} are gold; give one for every word")
+
+
+def _best(
+    same: Callable[[str, str], float], answers: Iterable[str], accepted: Iterable[Sequence[str]]
+) -> NDArray[np.float64]:
+    """How well every answer agrees with that of the accepted ones that is most like it (n,)."""
+    pairs = zip(answers, accepted, strict=True)
+    return np.array(
+        [max(same(_plain(answer), text) for text in _accepted(texts)) for answer, texts in pairs], np.float64
+    )
+
+
+def _accepted(texts: Sequence[str]) -> list[str]:
+    return [plain for text in texts if (plain := _plain(text))] or [""]
+
+
+def _plain(text: str) -> str:
+    """Lower case, without ASCII punctuation, English articles and needless white space."""
+    return " ".join(ARTICLES.sub(" ", text.lower().translate(WITHOUT_PUNCTUATION)).split())
+
+
+def _f1_of_words(answer: str, accepted: str) -> float:
+    words, gold = answer.split(), accepted.split()
+    if not words or not gold:
+        return float(words == gold)
+    return 2 * (Counter(words) & Counter(gold)).total() / (len(words) + len(gold))
+
+
+def _entity_counts(tags: Iterable[Sequence[str]], gold: Iterable[Sequence[str]]) -> NDArray[np.int64]:
+    """Entities that are right, predicted and gold, of every sentence (n, 3)."""
+    pairs = [(entities(mine), entities(true)) for mine, true in zip(tags, gold, strict=True)]
+    return np.array([(len(mine & true), len(mine), len(true)) for mine, true in pairs], np.int64).reshape(-1, 3)
+
+
+def _f1_of_counts(counts: Array) -> float:
+    right, predicted, gold = counts.sum(axis=0)
+    return float(2 * right / (predicted + gold)) if predicted + gold else 0.0
+
+
+def _tag_counts(tags: Iterable[Sequence[str]], gold: Iterable[Sequence[str]]) -> NDArray[np.int64]:
+    """Words whose tag is right, and all of them, of every sentence (n, 2)."""
+    pairs = zip(tags, gold, strict=True)
+    counts = [(sum(a == b for a, b in zip(mine, true, strict=True)), len(true)) for mine, true in pairs]
+    return np.array(counts, np.int64).reshape(-1, 2)
+
+
+def _share_of_counts(counts: Array) -> float:
+    right, words = counts.sum(axis=0)
+    return float(right / words)
+
+
+def _mean(values: Array) -> float:
+    return float(values.mean())
+
+
+OF_KIND: dict[Kind, dict[str, Metric]] = {
+    "classification": {
+        "accuracy": Metric(_check_classes, accuracy),
+        "f1": Metric(_check_classes, f1),
+        "matthews_correlation": Metric(_check_classes, matthews_correlation),
+    },
+    "regression": {
+        "pearson": Metric(_check_scores, pearson),
+        "spearmanr": Metric(_check_scores, spearmanr),
+    },
+    "multiple_choice": {"accuracy": Metric(_check_classes, accuracy)},
+    "span_extraction": {
+        "f1": Metric(_check_answers, _mean, lambda answers, gold: (_best(_f1_of_words, answers, gold),)),
+        "exact_match": Metric(_check_answers, _mean, lambda answers, gold: (_best(eq, answers, gold),)),
+    },
+    "token_classification": {
+        "entity_f1": Metric(_check_tags, _f1_of_counts, lambda tags, gold: (_entity_counts(tags, gold),)),
+        "accuracy": Metric(_check_tags, _share_of_counts, lambda tags, gold: (_tag_counts(tags, gold),)),
+    },
 }
+METRICS = OF_KIND["classification"] | OF_KIND["regression"]  # of texts with one label each
 
 
-def score(name: str, outputs: Array, gold: Array) -> float:
-    """The named metric of outputs (n, C) against gold (n,). Raises UsageError for what the metric cannot judge."""
-    metric = _metric(name)
-    check = _check_classes if metric.kind == "classification" else _check_scores
-    check(outputs, gold)
+def metric_of(name: str, kind: Kind | None = None) -> Metric:
+    """The metric of that name for a kind of task; without one, for classes and scores. Raises UsageError if unknown."""
+    known = METRICS if kind is None else OF_KIND[kind]
+    if name not in known:
+        raise UsageError(f"metric {name!r} is unknown; choose one of {', '.join(known)}")
+    return known[name]
+
+
+def score(name: str, outputs: Array, gold: Array, kind: Kind | None = None) -> float:
+    """The named metric of outputs (n, ...) against gold (n,). Raises UsageError for what the metric cannot judge."""
+    metric = metric_of(name, kind)
+    metric.check(outputs, gold)
     return metric.function(outputs, gold)
 
 
@@ -133,25 +300,33 @@ def mcnemar(outputs: Array, rival: Array, gold: Array) -> float:
 
 
 def paired_difference(
-    name: str, a: Sequence[Array], b: Sequence[Array], gold: Array, draws: int = 2000, seed: int = 0
+    name: str,
+    a: Sequence[Array],
+    b: Sequence[Array],
+    gold: Array,
+    draws: int = 2000,
+    seed: int = 0,
+    kind: Kind | None = None,
 ) -> Difference:
     """Mean over seeds of metric(a) - metric(b), with a 95 % interval: percentile bootstrap over seeds and examples.
 
-    `a` and `b` hold outputs (n, C) per seed. Seed i of one is paired with seed i of the other; a model with one seed
+    `a` and `b` hold outputs (n, ...) per seed. Seed i of one is paired with seed i of the other; a model with one seed
     meets every seed of its rival. Raises UsageError when the numbers of seeds cannot be paired.
     """
     if min(len(a), len(b)) == 0 or (len(a) != len(b) and min(len(a), len(b)) > 1):
         raise UsageError(f"{len(a)} seeds cannot be paired with {len(b)}; give equally many, or one")
     seeds = max(len(a), len(b))
     pairs = list(zip(_repeat(a, seeds), _repeat(b, seeds), strict=True))
-    mean = float(np.mean([score(name, first, gold) - score(name, second, gold) for first, second in pairs]))
+    mean = float(np.mean([score(name, first, gold, kind) - score(name, second, gold, kind) for first, second in pairs]))
 
-    function, random = _metric(name).function, np.random.default_rng(seed)
+    metric, random = metric_of(name, kind), np.random.default_rng(seed)
+    judged = [(metric.rows(first, gold), metric.rows(second, gold)) for first, second in pairs]
     differences = np.empty(draws)
     for draw in range(draws):
         rows = random.integers(len(gold), size=len(gold))
         drawn, times = np.unique(random.integers(seeds, size=seeds), return_counts=True)
-        gains = [function(pairs[i][0][rows], gold[rows]) - function(pairs[i][1][rows], gold[rows]) for i in drawn]
+        totals = [[metric.total(*(column[rows] for column in one)) for one in judged[i]] for i in drawn]
+        gains = [mine - theirs for mine, theirs in totals]
         differences[draw] = np.average(gains, weights=times)
     low, high = np.quantile(differences, (0.025, 0.975))
     return Difference(mean, float(low), float(high))
@@ -197,12 +372,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in corrected]
 
 
-def _metric(name: str) -> Metric:
-    if name not in METRICS:
-        raise UsageError(f"metric {name!r} is unknown; choose one of {', '.join(METRICS)}")
-    return METRICS[name]
-
-
 def _confusion(outputs: Array, gold: Array) -> NDArray[np.int64]:
     """Counts (C, C) of gold class by predicted class."""
     classes = outputs.shape[1]
@@ -218,30 +387,6 @@ def _correlation(x: Array, y: Array) -> float:
 
 def _repeat(outputs: Sequence[Array], seeds: int) -> list[Array]:
     return list(outputs) * (seeds if len(outputs) == 1 else 1)
-
-
-def _check_classes(outputs: Array, gold: Array) -> None:
-    _check_rows(outputs, gold)
-    if outputs.shape[1] < 2:
-        raise UsageError("a classification metric needs a probability per class, but the outputs have one column")
-    if gold.dtype.kind not in "iu" or gold.min() < 0 or gold.max() >= outputs.shape[1]:
-        raise UsageError(
-            f"gold labels must be class indices 0..{outputs.shape[1] - 1}, "
-            f"but are {gold.dtype} from {gold.min()} to {gold.max()}; check the label names of the task"
-        )
-
-
-def _check_scores(outputs: Array, gold: Array) -> None:
-    _check_rows(outputs, gold)
-    if outputs.shape[1] != 1:
-        raise UsageError(f"a regression metric needs outputs of one column, but they have {outputs.shape[1]}")
-
-
-def _check_rows(outputs: Array, gold: Array) -> None:
-    if outputs.ndim != 2 or len(gold) == 0 or len(outputs) != len(gold):
-        raise UsageError(f"outputs of shape {outputs.shape} cannot be judged by gold of shape {gold.shape}")
-    if not (np.isfinite(outputs).all() and np.isfinite(gold).all()):
-        raise UsageError("outputs or gold labels are not finite; the model has overflowed, or a label is missing")
 
 
 def _check_pair(student: Array, teacher: Array) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openbook.agnostic import AgnosticRecipe
+from openbook.agnostic_run import AgnosticRun
 from openbook.checkpoint import building, fingerprint, open_artifact, partial_folder
 from openbook.config import Recipe, UsageError
 from openbook.console import console
@@ -22,10 +24,14 @@ from openbook.stages import (
     build_corpus,
     build_index,
     build_kb,
+    build_text,
     distill,
+    distill_agnostic,
     evaluate,
+    evaluate_agnostic,
     record_answers,
     retrieve,
+    train_multitask,
     train_teacher,
     write_report,
 )
@@ -44,16 +50,16 @@ class Stage:
 
     name: str
     folder: str
-    upstream: Callable[[Recipe], tuple[str, ...]]
-    inputs: Callable[[Run], dict[str, Any]]
-    build: Callable[[Run, Path], None]
+    upstream: Callable[[Any], tuple[str, ...]]  # of a recipe
+    inputs: Callable[[Any], dict[str, Any]]  # of a run
+    build: Callable[[Any, Path], None]
 
 
 def before_recording(recipe: Recipe) -> tuple[str, ...]:
     return ("train-teacher", "build-corpus") if reads_corpus(recipe) else ("train-teacher",)
 
 
-def after(*names: str) -> Callable[[Recipe], tuple[str, ...]]:
+def after(*names: str) -> Callable[[Any], tuple[str, ...]]:
     """The same stages before it, whatever the recipe."""
     return lambda recipe: names
 
@@ -74,6 +80,18 @@ STAGES = {
     )
 }
 
+AGNOSTIC_STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("train-teacher", "teacher", after(), train_multitask.inputs, train_multitask.build),
+        Stage("build-text", "text", after(), build_text.inputs, build_text.build),
+        Stage(
+            "distill", "students", after("train-teacher", "build-text"), distill_agnostic.inputs, distill_agnostic.build
+        ),
+        Stage("evaluate", "evaluation", after("distill"), evaluate_agnostic.inputs, evaluate_agnostic.build),
+    )
+}
+
 
 @dataclass(frozen=True)
 class Step:
@@ -85,11 +103,16 @@ class Step:
     why: str
 
 
-def plan(run: Run, until: str = "report") -> list[Step]:
+def stages_of(recipe: Any) -> dict[str, Stage]:
+    return AGNOSTIC_STAGES if isinstance(recipe, AgnosticRecipe) else STAGES
+
+
+def plan(run: Any, until: str | None = None) -> list[Step]:
     """The stages that `until` needs, in order. Fingerprints chain: a stage is stale if anything before it is."""
     steps: dict[str, Step] = {}
-    for name in needed(until, run.recipe):
-        stage = STAGES[name]
+    stages = stages_of(run.recipe)
+    for name in needed(until or list(stages)[-1], run.recipe):
+        stage = stages[name]
         upstream = {before: fingerprint(steps[before].inputs) for before in stage.upstream(run.recipe)}
         inputs = {"stage": name, "upstream": upstream, **stage.inputs(run)}
         why = reason(run.folder / stage.folder, inputs)
@@ -97,14 +120,18 @@ def plan(run: Run, until: str = "report") -> list[Step]:
     return list(steps.values())
 
 
-def needed(until: str, recipe: Recipe) -> list[str]:
+def needed(until: str, recipe: Any) -> list[str]:
+    stages = stages_of(recipe)
+    if until not in stages:
+        kind = "task-agnostic (it names `students`)" if stages is AGNOSTIC_STAGES else "for one task (it names `task`)"
+        raise UsageError(f"the recipe is {kind}, and has no stage {until}; its stages: {', '.join(stages)}")
     wanted: set[str] = set()
     waiting = [until]
     while waiting:
         name = waiting.pop()
         wanted.add(name)
-        waiting += STAGES[name].upstream(recipe)
-    return [name for name in STAGES if name in wanted]
+        waiting += stages[name].upstream(recipe)
+    return [name for name in stages if name in wanted]
 
 
 def reason(folder: Path, inputs: dict[str, Any]) -> str:
@@ -127,10 +154,16 @@ def changed(before: Any, after: Any, key: str = "") -> Iterator[str]:
         yield key
 
 
-def check(run: Run) -> None:
+def check(run: Any) -> None:
     """Everything that can be wrong with recipe, files and shapes, before a model is loaded."""
     run.check_owner()
-    _ = run.task
+    if isinstance(run, AgnosticRun):
+        train_multitask.check(run)
+        build_text.check(run)
+        distill_agnostic.check(run)
+        evaluate_agnostic.check(run)
+        return
+    _ = run.kind
     train_teacher.check(run)
     check_lessons(run)
     check_space(run)
@@ -138,9 +171,11 @@ def check(run: Run) -> None:
     build_corpus.check(run)
 
 
-def execute(recipe: Recipe, folder: Path, until: str = "report", dry_run: bool = False) -> Run:
-    """Run the stale stages up to `until`. Raises UsageError for bad input, RunError for a failed stage."""
-    run = Run(recipe, folder)
+def execute(recipe: Any, folder: Path, until: str | None = None, dry_run: bool = False) -> Any:
+    """Run the stale stages up to `until`, or all. Raises UsageError for bad input, RunError for a failed stage."""
+    run: Any = AgnosticRun(recipe, folder) if isinstance(recipe, AgnosticRecipe) else Run(recipe, folder)
+    until = until or list(stages_of(recipe))[-1]
+    _ = needed(until, recipe)
     check(run)
     if dry_run:
         for step in plan(run, until):
@@ -155,7 +190,7 @@ def execute(recipe: Recipe, folder: Path, until: str = "report", dry_run: bool =
     return run
 
 
-def perform(run: Run, step: Step) -> None:
+def perform(run: Any, step: Step) -> None:
     name = step.stage.name
     if step.fresh:
         console.print(f"[bold]{name:15}[/] skipped: {step.why}")

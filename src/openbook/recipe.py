@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from openbook.config import Recipe, UsageError
+from openbook.agnostic import AgnosticRecipe
+from openbook.config import Recipe, Settings, UsageError
+
+Model = TypeVar("Model", bound=Settings)
 
 MERGE = "tag:yaml.org,2002:merge"  # `<<`, which lays another block below this one
 
@@ -46,8 +49,8 @@ def parse_yaml(text: str, origin: str) -> Any:
         raise UsageError(f"{origin} is not valid YAML: {error}") from error
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a YAML file, with `key=value` overrides laid over it.
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Any:
+    """The recipe in a YAML file, with `key=value` overrides laid over it: task-agnostic if it names `students`.
 
     Raises UsageError for a missing file, bad YAML, unknown keys (naming the nearest valid one) and bad values.
     """
@@ -65,7 +68,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UsageError(f"{path} holds {type(raw).__name__}, not a recipe of `key: value` lines")
     for override in overrides:
         apply_override(raw, override)
-    return validate_recipe(raw, str(path))
+    return validate_as(AgnosticRecipe if "students" in raw else Recipe, raw, str(path))
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:
@@ -91,14 +94,18 @@ def lay(raw: dict[str, Any], dotted: str, value: Any, origin: str) -> None:
 
 
 def validate_recipe(raw: dict[str, Any], origin: str) -> Recipe:
+    return validate_as(Recipe, raw, origin)
+
+
+def validate_as(model: type[Model], raw: dict[str, Any], origin: str) -> Model:
     try:
-        return Recipe.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
-        problems = "\n".join(f"  {problem}" for problem in explain(error))
+        problems = "\n".join(f"  {problem}" for problem in explain(error, model))
         raise UsageError(f"{origin}:\n{problems}") from None
 
 
-def explain(error: ValidationError) -> Iterator[str]:
+def explain(error: ValidationError, model: type[BaseModel] = Recipe) -> Iterator[str]:
     """One line a problem: the dotted key, the value, and what would be right."""
     places = [problem["loc"] for problem in error.errors()]
     for problem in error.errors():
@@ -106,7 +113,7 @@ def explain(error: ValidationError) -> Iterator[str]:
             continue
         key = dotted_key(problem["loc"])
         if problem["type"] == "extra_forbidden":
-            yield f"{key}: unknown key; {nearest_key(problem['loc'])}"
+            yield f"{key}: unknown key; {nearest_key(problem['loc'], model)}"
         elif problem["type"] == "missing":
             yield f"{key}: missing; add it to the recipe"
         else:
@@ -136,9 +143,9 @@ def dotted_key(location: tuple[int | str, ...]) -> str:
     return ".".join(part for part in kept if part not in ("str", "PackagedModel") and "[" not in part)
 
 
-def nearest_key(location: tuple[int | str, ...]) -> str:
+def nearest_key(location: tuple[int | str, ...], root: type[BaseModel]) -> str:
     """The valid keys beside an unknown one, the most similar first."""
-    model = model_at(location[:-1])
+    model = model_at(location[:-1], root)
     if model is None:
         return "remove it"
     valid = list(model.model_fields)
@@ -146,9 +153,9 @@ def nearest_key(location: tuple[int | str, ...]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"valid keys here: {', '.join(valid)}"
 
 
-def model_at(location: Sequence[int | str]) -> type[BaseModel] | None:
-    """The settings model that a path of keys (and union tags) leads to, starting at Recipe."""
-    found: tuple[type[BaseModel], ...] = (Recipe,)
+def model_at(location: Sequence[int | str], root: type[BaseModel]) -> type[BaseModel] | None:
+    """The settings model that a path of keys (and union tags) leads to."""
+    found: tuple[type[BaseModel], ...] = (root,)
     for part in location:
         if isinstance(part, str) and len(found) > 1:  # the tag of a union, which may be the name of a key too
             found = tuple(m for m in found if part == default_kind(m))
@@ -173,6 +180,6 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from models_in(part)
 
 
-def dump_recipe(recipe: Recipe) -> str:
+def dump_recipe(recipe: Settings) -> str:
     """The resolved recipe as YAML, every default written out."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)

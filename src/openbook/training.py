@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,8 @@ LossOf = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]  # the number to mi
 History = list[dict[str, float]]
 Advance = Callable[[int], None]  # told how many updates are done
 
+DECISIVE = "holdout"
+
 
 class Plan(Protocol):
     """Batches by step: a pure function of the step, so that a resumed run sees what an uninterrupted one would."""
@@ -36,14 +38,17 @@ class Plan(Protocol):
 
 @dataclass(frozen=True)
 class Judge:
-    """What tells how good the weights are (larger is better), and after how many steps it is asked; at the end too."""
+    """What tells how good the weights are, and after how many steps it is asked; at the end too.
 
-    score: Callable[[], float]
+    Of its scores, which all enter the history, `holdout` decides; larger is better.
+    """
+
+    scores: Callable[[], Mapping[str, float]]
     after: Collection[int]
 
 
 class Lesson(nn.Module):
-    """Student and objective under one roof, so that one wrapper averages every gradient and none is forgotten."""
+    """Student and objective under one roof, so that no weight that learns is forgotten."""
 
     def __init__(self, student: nn.Module, objective: nn.Module):
         super().__init__()
@@ -95,11 +100,11 @@ class Learner:
         self.history.append({"step": done, "learning_rate": self.optimizer.param_groups[0]["lr"], **means})
         self.sums = {}
 
-    def offer(self, score: float) -> float:
+    def offer(self, scores: Mapping[str, float]) -> None:
         """Remember the weights as they are if no earlier ones scored as well."""
-        if self.best is None or score > self.best[0]:
-            self.best = score, weights_of(self.lesson)
-        return score
+        self.history[-1].update(scores)
+        if self.best is None or scores[DECISIVE] > self.best[0]:
+            self.best = scores[DECISIVE], weights_of(self.lesson)
 
     def finish(self) -> None:
         if self.best is not None:
@@ -150,7 +155,7 @@ def train(
     With a `scratch` folder it leaves a checkpoint there every `optim.checkpoint_every` updates and continues from the
     last whole one, also when all was done; weights and history then equal those of an uninterrupted run.
     With `optim.keep: best` the weights that the judge liked best stay, the earlier ones of two; what it said is in the
-    history as `holdout`.
+    history.
     Raises FloatingPointError, naming the step and the parts, when the loss is not finite.
     """
     learner = Learner(loss_of, lesson, optim, seed)
@@ -185,7 +190,7 @@ def train_together(
             for learner in learners:
                 learner.sum_up(done, accelerator)
         if judge is not None and done in judged:
-            learners[0].history[-1]["holdout"] = learners[0].offer(judge.score())
+            learners[0].offer(judge.scores())
             learners[0].lesson.train()
         if done % optim.checkpoint_every == 0 or done == updates:
             save_checkpoint(learners, scratch, done, accelerator)

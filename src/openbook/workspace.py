@@ -14,7 +14,7 @@ import yaml
 from transformers import AutoConfig
 
 from openbook.checkpoint import building, digest_folder, fingerprint, is_fresh
-from openbook.config import Recipe, UsageError
+from openbook.config import Recipe, UsageError, WholeKind
 from openbook.data.batches import Tokenised, tokenise
 from openbook.data.sources import digest, locate_model
 from openbook.data.tasks import TaskData, load_task, unreported_texts
@@ -27,43 +27,16 @@ RUN_FILE = "run.yaml"
 
 
 @dataclass(frozen=True)
-class Run:
-    """One recipe at work in one folder."""
+class Workspace:
+    """The folder of a recipe, and the pretrained teacher that the recipe names."""
 
-    recipe: Recipe
+    recipe: Any
     folder: Path
 
-    @cached_property
-    def task(self) -> TaskData:
-        return load_task(self.recipe.task)
-
-    @cached_property
-    def other_task(self) -> TaskData:
-        """The task whose texts are the queries of `corpus.select: other_task`."""
-        assert self.recipe.corpus.other is not None
-        return load_task(self.recipe.corpus.other)
-
-    @cached_property
-    def evaluation_texts(self) -> list[str]:
-        """Every text of every split that a score comes from, of all tasks that are named: none may enter the bank."""
-        named = [self.recipe.task, *self.recipe.corpus.also_guard]
-        tasks = [self.task, *(load_task(settings) for settings in named[1:])]
-        rows = chain.from_iterable(chain(task.holdout, task.test) for task in tasks)
-        reported = (text for row in rows for text in (row.text, row.text_pair) if text is not None)
-        return sorted({*reported, *chain.from_iterable(map(unreported_texts, named))})
-
-    @cached_property
-    def task_digest(self) -> str:
-        """Changes with any row that was read, its label, or the split it is in."""
-        rows = {
-            split: [(e.id, e.text, e.text_pair, e.label) for e in getattr(self.task, split)]
-            for split in ("train", "holdout", "test")
-        }
-        return fingerprint({"rows": rows, "labels": self.task.labels, "max_length": self.recipe.task.max_length})
-
-    @cached_property
-    def head(self) -> Head:
-        return Head(self.task.labels)
+    @property
+    def owner(self) -> dict[str, str]:
+        """What a folder belongs to, by key of the recipe: any other change makes stages stale, no more."""
+        return {"name": self.recipe.name}
 
     @cached_property
     def teacher_location(self) -> str:
@@ -90,6 +63,82 @@ class Run:
         if location.is_dir():
             return digest_folder(location)
         return fingerprint([self.teacher_location, self.recipe.teacher.revision])
+
+    def claim(self) -> None:
+        """Write the resolved recipe into the folder. Raises UsageError if another recipe's run lives there."""
+        self.check_owner()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        aside = self.folder / f".{RUN_FILE}.partial"
+        aside.write_text(dump_recipe(self.recipe), encoding="utf-8")
+        aside.replace(self.folder / RUN_FILE)
+
+    def check_owner(self) -> None:
+        try:
+            written = yaml.safe_load((self.folder / RUN_FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return
+        for key, value in self.owner.items():
+            theirs = written
+            for part in key.split("."):
+                theirs = theirs.get(part) if isinstance(theirs, dict) else None
+            if theirs != value:
+                raise UsageError(
+                    f"{self.folder} was made by another recipe: its {key} is {theirs!r}, this one's is {value!r};"
+                    " give this run another folder with --run-dir, or remove that one"
+                )
+
+
+@dataclass(frozen=True)
+class Run(Workspace):
+    """One recipe at work in one folder."""
+
+    recipe: Recipe
+
+    @property
+    def owner(self) -> dict[str, str]:
+        return {"name": self.recipe.name, "task.name": self.recipe.task.name}
+
+    @cached_property
+    def task(self) -> TaskData:
+        return load_task(self.recipe.task)
+
+    @property
+    def kind(self) -> WholeKind:
+        """Raises UsageError for a kind that only task-agnostic students can be fine-tuned to."""
+        if self.task.kind != "classification" and self.task.kind != "regression":
+            raise UsageError(
+                f"task.kind={self.task.kind}: a recipe for one task teaches classification and regression; for other"
+                " kinds distil task-agnostic students (a recipe with `students`), and fine-tune those"
+            )
+        return self.task.kind
+
+    @cached_property
+    def other_task(self) -> TaskData:
+        """The task whose texts are the queries of `corpus.select: other_task`."""
+        assert self.recipe.corpus.other is not None
+        return load_task(self.recipe.corpus.other)
+
+    @cached_property
+    def evaluation_texts(self) -> list[str]:
+        """Every text of every split that a score comes from, of all tasks that are named: none may enter the bank."""
+        named = [self.recipe.task, *self.recipe.corpus.also_guard]
+        tasks = [self.task, *(load_task(settings) for settings in named[1:])]
+        rows = chain.from_iterable(chain(task.holdout, task.test) for task in tasks)
+        reported = (text for row in rows for text in (row.text, row.text_pair, *row.options) if text is not None)
+        return sorted({*reported, *chain.from_iterable(map(unreported_texts, named))})
+
+    @cached_property
+    def task_digest(self) -> str:
+        """Changes with any row that was read, its label, or the split it is in."""
+        rows = {
+            split: [(e.id, e.text, e.text_pair, e.label) for e in getattr(self.task, split)]
+            for split in ("train", "holdout", "test")
+        }
+        return fingerprint({"rows": rows, "labels": self.task.labels, "max_length": self.recipe.task.max_length})
+
+    @cached_property
+    def head(self) -> Head:
+        return Head(self.task.labels)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -130,29 +179,6 @@ class Run:
             with building(folder, inputs) as partial:
                 tokenise(examples, tokenizer, self.recipe.task.max_length, partial)
         return Tokenised.load(folder)
-
-    def claim(self) -> None:
-        """Write the resolved recipe into the run folder. Raises UsageError if another task's run lives there."""
-        self.check_owner()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        aside = self.folder / f".{RUN_FILE}.partial"
-        aside.write_text(dump_recipe(self.recipe), encoding="utf-8")
-        aside.replace(self.folder / RUN_FILE)
-
-    def check_owner(self) -> None:
-        """One folder serves one name and task; any other change of the recipe makes stages stale, no more."""
-        try:
-            owner = yaml.safe_load((self.folder / RUN_FILE).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return
-        theirs = {"name": owner["name"], "task.name": owner["task"]["name"]}
-        ours = {"name": self.recipe.name, "task.name": self.recipe.task.name}
-        for key, value in ours.items():
-            if theirs[key] != value:
-                raise UsageError(
-                    f"{self.folder} was made by another recipe: its {key} is {theirs[key]!r}, this one's is {value!r};"
-                    " give this run another folder with --run-dir, or remove that one"
-                )
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

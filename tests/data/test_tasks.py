@@ -344,8 +344,8 @@ def test_a_data_folder_may_hold_a_task_of_its_own(tmp_path: Path, monkeypatch: p
     (tmp_path / "tasks" / "squad").mkdir()
     with pytest.raises(UsageError, match=r"task\.json does not give kind, metric and labels"):
         describe_task(TaskSettings(name="squad"))
-    (tmp_path / "tasks" / "squad" / "task.json").write_text('{"kind": "span", "metric": "f1", "labels": null}')
-    with pytest.raises(UsageError, match="task.name='squad': tasks of kind 'span' are not supported"):
+    (tmp_path / "tasks" / "squad" / "task.json").write_text('{"kind": "tags", "metric": "f1", "labels": null}')
+    with pytest.raises(UsageError, match="task.name='squad': tasks of kind 'tags' are not supported"):
         describe_task(TaskSettings(name="squad"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +15,11 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from openbook.config import Optim, UsageError
+from openbook.config import Kind, Optim, UsageError
+from openbook.data.sequences import IGNORED, OF_TOKENS, Columns, Cutting, encode, within
 from openbook.types import Batch, Example
 
 FILE = "tokens.arrow"
-AT_ONCE = 1_000  # examples the tokenizer gets in one call
 WINDOW = 64  # batches sorted by length together: wide enough for little padding, narrow enough for chance
 
 Integers = NDArray[np.int64]
@@ -27,55 +27,75 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Tokenised:
-    """Examples as word-piece ids. Row i lies in `offsets[i]:offsets[i + 1]` of the flat arrays."""
+    """Examples as word-piece ids: R rows, of which row i lies in `offsets[i]:offsets[i + 1]` of the flat arrays.
 
-    ids: pa.StringArray  # (N,)
+    They are batched in N units. A unit is a row (a text, a window of a passage) or all options of a question.
+    """
+
+    ids: pa.StringArray  # (R,) of the example; after those of options and windows stands `#` and their number
     input_ids: NDArray[np.int32]  # (T,) of all rows
     token_type_ids: NDArray[np.int8]  # (T,) 1 = second text
-    offsets: Integers  # (N + 1,)
-    special: NDArray[np.int8]  # (N,) how many of a row's tokens are special ones
-    labels: NDArray[np.int64] | NDArray[np.float32] | None  # (N,)
+    offsets: Integers  # (R + 1,)
+    special: NDArray[np.int8]  # (R,) how many of a row's tokens are special ones
+    # classes, targets, or whether an option is right (R,); answer and passage (R, 4), as in Batch; tags (T,)
+    labels: NDArray[np.int64] | NDArray[np.int32] | NDArray[np.float32] | None
     pad_id: int
+    kind: str = "classification"
+    dropped: int = 0  # examples that have no row, since they carry no loss
+    example: Integers | None = None  # (R,) position of the example that a row is of; None: they are the rows
+    start: NDArray[np.int32] | None = None  # (T,) first character of a token in the passage; 0 outside
+    end: NDArray[np.int32] | None = None  # (T,) and the one after its last
+    word: NDArray[np.int32] | None = None  # (T,) number of the word that begins with this token, else -1
 
     @classmethod
     def load(cls, folder: Path) -> Tokenised:
         """Map the file into memory; nothing is copied."""
         with pa.ipc.open_file(pa.memory_map(str(folder / FILE))) as reader:
             record, metadata = reader.get_batch(0), reader.schema.metadata
-        pieces, types = record.column("input_ids"), record.column("token_type_ids")
-        labels = record.column("label").to_numpy() if "label" in record.schema.names else None
+        columns = {name: record.column(name) for name in record.schema.names}
+        arrays = {name: _array(column) for name, column in columns.items() if name != "id"}
         return cls(
-            ids=record.column("id"),
-            input_ids=pieces.values.to_numpy(),
-            token_type_ids=types.values.to_numpy(),
-            offsets=pieces.offsets.to_numpy(),
-            special=record.column("special").to_numpy(),
-            labels=labels,
+            ids=columns["id"],
+            offsets=columns["input_ids"].offsets.to_numpy(),
+            labels=arrays.pop("label", arrays.pop("tag", None)),
             pad_id=int(metadata[b"pad_id"]),
+            kind=metadata.get(b"kind", b"classification").decode(),
+            dropped=int(metadata.get(b"dropped", 0)),
+            **arrays,
         )
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.ids) if self._bounds is None else len(self._bounds) - 1
 
     @property
     def lengths(self) -> Integers:
-        return np.diff(self.offsets)  # (N,)
+        return np.diff(self.offsets)  # (R,)
 
     @cached_property
     def tokens(self) -> Integers:
-        """Word-pieces of every row (N,) as budgets count them: after cutting, without special tokens and padding."""
-        return self.lengths - self.special
+        """Word-pieces of every unit (N,) as budgets count them: after cutting, without special tokens and padding."""
+        return self.of_units(np.add, self.lengths - self.special)
+
+    def of_units(self, merge: np.ufunc, values: Integers) -> Integers:
+        """Numbers of rows (R,) as numbers of units (N,)."""
+        return values if self._bounds is None else np.asarray(merge.reduceat(values, self._bounds[:-1]))
+
+    def rows(self, unit: int) -> range:
+        """The rows of a unit."""
+        return range(unit, unit + 1) if self._bounds is None else range(*map(int, self._bounds[unit : unit + 2]))
 
     def batch(self, indices: Sequence[int] | Integers) -> Batch:
-        """The rows at these positions, padded to the longest of them."""
-        rows = np.asarray(indices, dtype=np.int64)  # (B,)
+        """The units at these positions, padded to the longest of their rows."""
+        units = np.asarray(indices, dtype=np.int64)
+        bounds = self._bounds
+        counts = np.ones_like(units) if bounds is None else bounds[units + 1] - bounds[units]
+        rows = units if bounds is None else within(counts, bounds[units])  # (B,)
         lengths = self.offsets[rows + 1] - self.offsets[rows]
         shape = (len(rows), int(lengths.max()))
         input_ids = np.full(shape, self.pad_id, dtype=np.int64)
         token_type_ids = np.zeros(shape, dtype=np.int64)
         mask = np.arange(shape[1]) < lengths[:, None]  # (B, L)
-        before = np.cumsum(lengths) - lengths  # (B,) real tokens of the rows above
-        places = np.arange(lengths.sum()) + np.repeat(self.offsets[rows] - before, lengths)
+        places = within(lengths, self.offsets[rows])
         input_ids[mask] = self.input_ids[places]
         token_type_ids[mask] = self.token_type_ids[places]
         return Batch(
@@ -83,34 +103,81 @@ class Tokenised:
             input_ids=torch.from_numpy(input_ids),
             attention_mask=torch.from_numpy(mask.astype(np.int64)),
             token_type_ids=torch.from_numpy(token_type_ids),
-            labels=None if self.labels is None else torch.from_numpy(self.labels[rows]),
+            labels=None if self.labels is None else torch.from_numpy(self._labels(rows, counts, mask, places)),
         )
 
+    @cached_property
+    def _bounds(self) -> Integers | None:
+        """Unit u has the rows `bounds[u]:bounds[u + 1]` (N + 1,); None where every row is one."""
+        if self.kind != "multiple_choice" or self.example is None:
+            return None
+        return np.concatenate([[0], np.flatnonzero(np.diff(self.example)) + 1, [len(self.ids)]])
 
-def tokenise(examples: Sequence[Example], tokenizer: Any, max_length: int, folder: Path) -> Tokenised:
-    """Tokenise single texts and pairs into `folder`, and map the file back. It appears complete or not at all."""
+    def _labels(self, rows: Integers, counts: Integers, mask: NDArray[np.bool_], places: Integers) -> NDArray[Any]:
+        """Labels as `Batch` wants them."""
+        assert self.labels is not None
+        if self.kind == "token_classification":
+            tags = np.full(mask.shape, IGNORED, dtype=np.int64)
+            tags[mask] = self.labels[places]
+            return tags
+        if self.kind == "multiple_choice":
+            return np.stack([np.repeat(np.arange(len(counts)), counts), self.labels[rows]], axis=1)
+        return self.labels[rows]
+
+
+def tokenise(
+    examples: Sequence[Example],
+    tokenizer: Any,
+    max_length: int,
+    folder: Path,
+    kind: Kind = "classification",
+    stride: int = 128,
+    training: bool = True,
+) -> Tokenised:
+    """Tokenise examples of any kind into `folder`, and map the file back. It appears complete or not at all.
+
+    In training, a window without the answer is left out; or points to [CLS], if some question here has no answer. So
+    is what carries no loss: questions with one option, passages of one token, sentences without a tag. For predictions
+    all of it is kept, and windows tell the passage's place only (labels -100). Raises UsageError if nothing is left.
+    """
     if not examples:
         raise ValueError("there is no example to tokenise")
     if len({example.id for example in examples}) < len(examples):
         raise ValueError("two examples have the same id; recorded answers are looked up by it")
     if tokenizer.pad_token_id is None:
         raise UsageError(f"the tokenizer {tokenizer.name_or_path!r} has no padding token; choose a model that has one")
-    parts = [_encode(examples[at : at + AT_ONCE], tokenizer, max_length) for at in range(0, len(examples), AT_ONCE)]
-    lengths, pieces, types = (np.concatenate(column) for column in zip(*parts, strict=True))
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64())
-    special = {pair: tokenizer.num_special_tokens_to_add(pair=pair) for pair in (False, True)}
-    columns = {
-        "id": pa.array([example.id for example in examples], pa.string()),
-        "input_ids": pa.LargeListArray.from_arrays(offsets, pa.array(pieces)),
-        "token_type_ids": pa.LargeListArray.from_arrays(offsets, pa.array(types)),
-        "special": pa.array([special[example.text_pair is not None] for example in examples], pa.int8()),
-    }
-    labels = _label_column(examples)
-    if labels is not None:
-        columns["label"] = labels
-    table = pa.table(columns).replace_schema_metadata({"pad_id": str(tokenizer.pad_token_id)})
-    _write(table, folder)
+    null_allowed = kind == "span_extraction" and any(example.label is None for example in examples)
+    columns = encode(examples, tokenizer, Cutting(max_length, stride, training, null_allowed), kind)
+    owners = columns["example"]
+    if not len(owners):
+        raise UsageError(
+            f"none of {len(examples)} examples carries a loss: no window of task.max_length={max_length} word-pieces"
+            " holds a whole answer, no question has two options, or no word has a tag; raise it, or mend the rows"
+        )
+    ids = [example.id for example in examples]
+    if kind in ("multiple_choice", "span_extraction"):
+        _, first, inverse = np.unique(owners, return_index=True, return_inverse=True)
+        numbers = np.arange(len(owners)) - first[inverse]  # (R,) which option or window of its example
+        names = [f"{ids[owner]}#{number}" for owner, number in zip(owners, numbers, strict=True)]
+    else:
+        names = [ids[owner] for owner in owners]
+    dropped = len(examples) - len(np.unique(owners))
+    _write(folder, names, columns, {"kind": kind, "dropped": dropped, "pad_id": tokenizer.pad_token_id})
     return Tokenised.load(folder)
+
+
+def write_tokens(
+    folder: Path,
+    ids: Sequence[str],
+    lengths: Integers,
+    input_ids: NDArray[np.int32],
+    token_type_ids: NDArray[np.int8],
+    special: Sequence[int],
+    pad_id: int,
+) -> None:
+    """Write rows (R,) of word-pieces (T,) that need no tokenizer any more, for `Tokenised.load`."""
+    columns: Columns = {"length": lengths, "input_ids": input_ids, "token_type_ids": token_type_ids}
+    _write(folder, ids, columns | {"special": np.asarray(special, np.int8)}, {"pad_id": pad_id})
 
 
 def epoch_batches(
@@ -208,43 +275,37 @@ class BatchPlan:
 
 
 def ordered(tokenised: Tokenised, batch_tokens: int) -> Iterator[Batch]:
-    """Every row once for inference, longest first; at most `batch_tokens` with padding, or a single row."""
-    lengths = tokenised.lengths
-    rows = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(rows):
-        stop = start + max(1, batch_tokens // int(lengths[rows[start]]))
-        yield tokenised.batch(rows[start:stop])
-        start = stop
+    """Every unit once for inference, longest first; at most `batch_tokens` with padding, or a single unit."""
+    lengths = tokenised.of_units(np.maximum, tokenised.lengths)
+    units = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(tokenised.of_units(np.add, np.ones_like(tokenised.lengths))[units])  # rows up to each
+    start, done = 0, 0
+    while start < len(units):
+        room = done + batch_tokens // int(lengths[units[start]])
+        stop = max(start + 1, int(np.searchsorted(ends, room, side="right")))
+        yield tokenised.batch(units[start:stop])
+        start, done = stop, int(ends[stop - 1])
 
 
-def _encode(
-    examples: Sequence[Example], tokenizer: Any, max_length: int
-) -> tuple[Integers, NDArray[np.int32], NDArray[np.int8]]:
-    encoded = tokenizer(
-        [e.text if e.text_pair is None else (e.text, e.text_pair) for e in examples],
-        truncation="longest_first",
-        max_length=max_length,
-        padding=False,
-        return_token_type_ids=True,
-        return_attention_mask=False,
-    )
-    lengths = np.fromiter(map(len, encoded["input_ids"]), np.int64)
-    pieces = np.concatenate([np.asarray(row, np.int32) for row in encoded["input_ids"]])
-    types = np.concatenate([np.asarray(row, np.int8) for row in encoded["token_type_ids"]])
-    return lengths, pieces, types
+def _array(column: Any) -> NDArray[Any]:
+    """A column without a copy: flat if a row has as many values as it has tokens."""
+    if pa.types.is_fixed_size_list(column.type):
+        return np.asarray(column.values.to_numpy().reshape(-1, column.type.list_size))
+    return np.asarray(column.values.to_numpy() if pa.types.is_large_list(column.type) else column.to_numpy())
 
 
-def _label_column(examples: Sequence[Example]) -> pa.Array | None:
-    labels = [example.label for example in examples if example.label is not None]
-    if not labels:
-        return None
-    if len(labels) < len(examples):
-        raise ValueError("some examples have a label and some have none")
-    return pa.array(labels, pa.float32() if any(isinstance(label, float) for label in labels) else pa.int64())
-
-
-def _write(table: pa.Table, folder: Path) -> None:
+def _write(folder: Path, ids: Sequence[str], columns: Columns, metadata: Mapping[str, Any]) -> None:
+    offsets = pa.array(np.concatenate([[0], np.cumsum(columns["length"])]), pa.int64())
+    arrays: dict[str, pa.Array] = {"id": pa.array(ids, pa.string())}
+    for name, column in columns.items():
+        values = pa.array(column.ravel())
+        if name in OF_TOKENS:
+            values = pa.LargeListArray.from_arrays(offsets, values)
+        elif column.ndim == 2:
+            values = pa.FixedSizeListArray.from_arrays(values, column.shape[1])
+        arrays[name] = values
+    del arrays["length"]  # the offsets tell it
+    table = pa.table(arrays).replace_schema_metadata({name: str(value) for name, value in metadata.items()})
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{FILE}.{os.getpid()}"
     try:

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from openbook.config import UsageError
+from openbook.config import Kind, UsageError
 from openbook.data.labels import derive_labels
 from openbook.data.sources import Row
-from openbook.data.tasks import Kind
 
 PAIRS = [
     ("premise", "hypothesis"),

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from openbook.config import UsageError
-from openbook.data.rows import LabelledRow, Split
-from openbook.types import Example
+from openbook.data.rows import SHOWN, LabelledRow, Split
 
 MOST_CLASSES = 50  # a column with more values is one of classes only if rows share them
 
@@ -17,7 +16,7 @@ MOST_CLASSES = 50  # a column with more values is one of classes only if rows sh
 def derive_labels(values: Iterable[Any]) -> tuple[str, ...]:
     """Label names found in rows: sorted, as numbers if all of them are whole numbers."""
     names = {label_name(value) for value in values}
-    return tuple(sorted(names, key=int) if all(map(_is_whole, names)) else sorted(names))
+    return tuple(sorted(names, key=int) if all(map(is_whole, names)) else sorted(names))
 
 
 def label_name(value: Any) -> str:
@@ -29,7 +28,7 @@ def label_name(value: Any) -> str:
 
 def class_names(split: Split, rows: Sequence[LabelledRow], kind_is_given: bool) -> tuple[str, ...]:
     """The label names of training rows; what does not look like classes is refused."""
-    found = derive_labels(_present(row, split) for row in rows)
+    found = derive_labels(present(row, split) for row in rows)
     column = f"{split.place}: column {split.label!r}"
     fractions = [name for name in found if _is_fraction(name)]
     if fractions and not kind_is_given:
@@ -44,16 +43,48 @@ def class_names(split: Split, rows: Sequence[LabelledRow], kind_is_given: bool) 
     return found
 
 
-def label_rows(prefix: str, split: Split, rows: Sequence[LabelledRow], labels: tuple[str, ...] | None) -> list[Example]:
-    """Examples with class indices; with targets, where there are no label names."""
-    examples = []
-    for row in rows:
-        label = _target(row, split) if labels is None else _class_index(row, split, labels)
-        examples.append(Example(f"{prefix}/{row.position}", row.text, row.text_pair, label))
-    return examples
+def target(row: LabelledRow, split: Split) -> float:
+    """The number to regress on."""
+    value = present(row, split)
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        refuse(row, split, "is no finite number; a regression needs one, or set task.kind: classification")
+    return number
 
 
-def _present(row: LabelledRow, split: Split) -> Any:
+def class_index(row: LabelledRow, split: Split, labels: tuple[str, ...]) -> int:
+    """The place of the row's class among the label names."""
+    name = label_name(present(row, split))
+    index = index_of(name, labels)
+    if index is not None:
+        return index
+    if isinstance(row.label, bool):
+        refuse(row, split, f"is a boolean, not one of {list(labels)}; YAML and JSON need quotes: 'yes', 'no'")
+    refuse(
+        row,
+        split,
+        f"is not one of {list(labels)}; {meant(name, labels)}Mend the row, or list every label in task.labels",
+    )
+
+
+def index_of(name: str, labels: tuple[str, ...]) -> int | None:
+    """The place of a name, or the name as a place."""
+    if name in labels:
+        return labels.index(name)
+    # Names that are numbers leave no room for indices: 1 could be the first or the second of ("1", "2").
+    return int(name) if is_whole(name) and 0 <= int(name) < len(labels) and not any(map(is_whole, labels)) else None
+
+
+def meant(name: str, labels: tuple[str, ...]) -> str:
+    """A hint to the label name that is nearest, if one is near."""
+    near = difflib.get_close_matches(name, labels, n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
+def present(row: LabelledRow, split: Split) -> Any:
     """The label of a row that has one."""
     value = row.label
     if (
@@ -61,42 +92,20 @@ def _present(row: LabelledRow, split: Split) -> Any:
         or (isinstance(value, str) and not value.strip())
         or (isinstance(value, float) and math.isnan(value))
     ):
-        _refuse(row, split, "is missing; fill it in or remove the row")
+        refuse(row, split, "is missing; fill it in or remove the row")
     if not isinstance(value, str | int | float):
-        _refuse(row, split, "is no single label; one string or number a row is supported")
+        refuse(row, split, "is no single label; one string or number a row is supported")
     return value
 
 
-def _target(row: LabelledRow, split: Split) -> float:
-    value = _present(row, split)
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        _refuse(row, split, "is no finite number; a regression needs one, or set task.kind: classification")
-    return number
+def refuse(row: LabelledRow, split: Split, why: str) -> NoReturn:
+    """Say where the label is, what it is and why it cannot be read."""
+    raise UsageError(
+        f"{split.place}, row {row.position + 1}: label {repr(row.label)[:SHOWN]} (column {split.label!r}) {why}"
+    )
 
 
-def _class_index(row: LabelledRow, split: Split, labels: tuple[str, ...]) -> int:
-    name = label_name(_present(row, split))
-    if name in labels:
-        return labels.index(name)
-    # Names that are numbers leave no room for indices: 1 could be the first or the second of ("1", "2").
-    if _is_whole(name) and 0 <= int(name) < len(labels) and not any(map(_is_whole, labels)):
-        return int(name)
-    if isinstance(row.label, bool):
-        _refuse(row, split, f"is a boolean, not one of {list(labels)}; YAML and JSON need quotes: 'yes', 'no'")
-    near = difflib.get_close_matches(name, labels, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    _refuse(row, split, f"is not one of {list(labels)}; {hint}Mend the row, or list every label in task.labels")
-
-
-def _refuse(row: LabelledRow, split: Split, why: str) -> NoReturn:
-    raise UsageError(f"{split.place}, row {row.position + 1}: label {row.label!r} (column {split.label!r}) {why}")
-
-
-def _is_whole(name: str) -> bool:
+def is_whole(name: str) -> bool:
     return name.removeprefix("-").isdecimal()
 
 

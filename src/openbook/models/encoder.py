@@ -219,6 +219,12 @@ def find_projections(block: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.Linear]
     return None
 
 
+def projections_of(block: nn.Module) -> tuple[nn.Linear, ...]:
+    """The linear layers that make q, k and v of a block: three, or the fused one; none if they go by other names."""
+    fused = find_linear(block, FUSED)
+    return (fused,) if fused is not None else find_projections(block) or ()
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep transformers' bars and load reports off the console: what they warn of is checked here."""

@@ -56,7 +56,7 @@ class TaskHead(nn.Module):
         super().__init__()
         self.kind = task.kind
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.utils.skip_init(nn.Linear, width, task.outputs)  # which leaves the global generator alone
+        self.linear = nn.Linear(width, task.outputs, device="meta").to_empty(device="cpu")  # draws nothing by itself
         nn.init.normal_(self.linear.weight, std=0.02, generator=torch.Generator().manual_seed(seed))
         nn.init.zeros_(self.linear.bias)
 
@@ -103,11 +103,12 @@ class MultiTask(nn.Module):
         """
         stored = read_tasks(folder)
         for name, task in self.tasks.items():
-            if stored.get(name) != task:
-                was = f"trained as {stored[name]}" if name in stored else f"absent (there: {list(stored)})"
+            if name not in stored:
+                raise UsageError(f"{folder / TASKS} serves {list(stored)}, and no task {name!r}; train its head too")
+            if stored[name] != task:
                 raise UsageError(
-                    f"{folder / TASKS}: the head of task {name!r} is {was}, and wanted as {task};"
-                    " give task.labels and task.train of then, or train the heads again"
+                    f"{folder / TASKS}: the head of task {name!r} was trained as {stored[name]}, and is wanted as"
+                    f" {task}; give task.labels in that order (to a regression the same task.train), or train it again"
                 )
         try:
             weights = load_file(folder / WEIGHTS)

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from openbook.config import StudentSettings, UsageError
-from openbook.models.encoder import Encoder, Head
+from openbook.models.encoder import Encoder, Head, projections_of
 
 
 def new_student(
@@ -124,6 +124,36 @@ def start_from_layers(student: Encoder, teacher: Encoder, layers: tuple[int, ...
         for name, weight in outside_blocks(student).items():
             if name in theirs:
                 weight.copy_(theirs[name][: len(weight)] if "position" in name else theirs[name])
+
+
+def headless(student: Encoder) -> Encoder:
+    """The same weights without the head."""
+    return Encoder(student.body())
+
+
+def drop_last_block(student: Encoder) -> None:
+    """Shorten a student by the block that it learned through (`distill.tail: aux`)."""
+    del student.blocks()[-1]
+    student.model.config.num_hidden_layers -= 1
+
+
+def start_tail(student: Encoder, teacher: Encoder, layer: int) -> None:
+    """Give the last block all that follows its projections from a block of the teacher (from 1), and the pooler.
+
+    Raises UsageError unless all widths are equal.
+    """
+    compare_widths(student.model.config, teacher.model.config)
+    block = student.blocks()[-1]
+    taught = {id(p) for module in projections_of(block) for p in module.parameters()}
+    given = teacher.blocks()[layer - 1].state_dict()
+    with torch.no_grad():
+        for name, own in block.named_parameters():
+            if id(own) not in taught:
+                own.copy_(given[name])
+        theirs = outside_blocks(teacher)
+        for name, weight in outside_blocks(student).items():
+            if name.startswith("pooler.") and name in theirs:
+                weight.copy_(theirs[name])
 
 
 def outside_blocks(encoder: Encoder) -> dict[str, Tensor]:

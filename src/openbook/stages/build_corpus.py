@@ -135,7 +135,8 @@ def teacher_of(run: Run) -> Callable[[Sequence[Passage]], NDArray[np.float64]]:
 
 
 def label_shares(run: Run) -> NDArray[np.float64]:
-    counts = np.bincount([int(row.label or 0) for row in run.task.train], minlength=len(run.task.labels or ()))
+    labels = [row.label for row in run.task.train if isinstance(row.label, int)]
+    counts = np.bincount(labels, minlength=len(run.task.labels or ()))
     return np.asarray(counts / counts.sum())
 
 

@@ -49,8 +49,8 @@ def filled(run: Run) -> KnowledgeBase:
     keys = normalise(recorded.embedding[rows].astype(np.float64) @ weight.T + bias)
     logits = recorded.logits[rows]
     softened = logits / run.recipe.knowledge_base.value_temperature
-    values = logits if run.task.kind == "regression" else probabilities_of(softened)
-    manifest = {"kind": run.task.kind, "labels": run.task.labels, "key_space": key_space(run)}
+    values = logits if run.kind == "regression" else probabilities_of(softened)
+    manifest = {"kind": run.kind, "labels": run.task.labels, "key_space": key_space(run)}
     return KnowledgeBase(
         keys=keys.astype(np.float32),
         values=values.astype(np.float32),
@@ -70,7 +70,7 @@ def tuned_for(run: Run, base: KnowledgeBase, seed: int) -> Tuned:
     hits = search(heard.embedding, base.keys, max(TOP_K))
     gold: NDArray[Any] = heard.labels
     metric = METRICS[run.task.metric].function
-    return tune(outputs_of(heard, run.task.kind), hits, base.values, gold, metric, run.task.kind)
+    return tune(outputs_of(heard, run.kind), hits, base.values, gold, metric, run.kind)
 
 
 def with_settings(base: KnowledgeBase, tuned: Tuned) -> KnowledgeBase:

@@ -233,10 +233,10 @@ def follow(run: Run, course: Course, learner: Learner, seed: int, scratch: Path 
     objective.projections.load_state_dict(learner.projections, strict=False)
     student.listen(objective.reads_hidden, objective.student_layers)
 
-    def judged() -> float:
+    def judged() -> dict[str, float]:
         found = held_out_score(run, student)
         student.listen(objective.reads_hidden, objective.student_layers)
-        return found
+        return {"holdout": found}
 
     teacher = teacher_for(run, course)
     lesson = Lesson(student, objective)

@@ -65,7 +65,7 @@ def fine_tune(run: Run, teacher: Encoder, scratch: Path) -> list[dict[str, Any]]
     settings = run.recipe.teacher
     accelerator = Accelerator()
     widths = widths_of(teacher.model.config)
-    objective = Objective(Terms(gold=1), widths, widths, run.task.kind)
+    objective = Objective(Terms(gold=1), widths, widths, run.kind)
     lesson = Lesson(teacher, objective)
     plan = BatchPlan(run.tokens("train", run.task.train, run.teacher_tokenizer), settings.optim, settings.seed)
     with track("fine-tuning the teacher", len(plan)) as advance:

@@ -1,0 +1,161 @@
+"""What can be set in task-agnostic distillation: a teacher of many tasks, general text, students (arXiv 2301.03416)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from openbook.config import Optim, PackagedModel, Positive, Settings, Source, StudentSettings, TaskSettings
+
+Pair = Literal["qq", "kk", "vv", "qk", "qv", "kq", "kv", "vq", "vk"]
+
+
+class MixtureSettings(Settings):
+    """How the teacher's tasks are mixed (specification 2.2)."""
+
+    passes: Annotated[float, Field(gt=0)] = Field(3.0, description="over all tasks together")
+    alpha: Annotated[float, Field(ge=0, le=1)] = Field(1.0, description="tasks are drawn by their size to this power")
+    cap: Positive | None = Field(None, description="rows from which on a task counts as no larger")
+    tasks_per_update: Positive = Field(32, description="micro-batches an update, each of one task")
+    micro_batch: Positive = Field(16, description="rows of a micro-batch")
+    systematic: bool = Field(False, description="tasks are dealt out evenly, not drawn by chance")
+    rows: Positive | None = Field(None, description="at most so many training rows of a task, drawn by `teacher.seed`")
+    shuffle_labels: bool = Field(False, description="a control: labels change their rows within each task")
+
+
+class SharedTeacherSettings(Settings):
+    """The large encoder, and the tasks it learns before it teaches; without tasks it teaches as it is."""
+
+    model: str | PackagedModel = Field(description="a Hub id, a local folder, or `{package: NAME, path: FOLDER}`")
+    revision: str | None = Field(None, description="branch, tag or commit on the Hub")
+    tasks: tuple[TaskSettings, ...] = Field((), description="what it learns, all at once")
+    manifest: str | None = Field(None, description="a YAML file with tasks of your own, which `tasks` may name")
+    mixture: MixtureSettings = MixtureSettings()
+    scale_losses: bool = Field(True, description="cross-entropies divided by the logarithm of the number of choices")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="before every head")
+    optim: Optim = Optim(learning_rate=5e-5, warmup=0.06, keep="best")
+    judge_every: Positive = Field(100, description="updates between two looks at the rows set aside")
+    processes: Positive = Field(1, description="that train it together, each with its share of an update")
+    seed: int = Field(0, description="of heads, draws, batches and dropout")
+
+    @model_validator(mode="after")
+    def names_differ(self) -> Self:
+        names = [task.name for task in self.tasks]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"teacher.tasks names {twice[0]!r} twice; a task has one head")
+        return self
+
+
+class TextSettings(Settings):
+    """The general text that students are distilled on, cut into blocks of word-pieces."""
+
+    sources: tuple[Source, ...] = Field(min_length=1, description="general text: files, packages or Hub data sets")
+    budget_tokens: Positive = Field(description="word-pieces kept, drawn from all documents alike")
+    length: Annotated[int, Field(ge=8)] = Field(128, description="word-pieces of a block, special ones included")
+    long_length: Positive | None = Field(None, description="of the blocks read last; the longest your tasks will need")
+    long_share: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="of the word-pieces, in long blocks")
+    pair_share: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="of the blocks, made of two segments")
+    least: Positive = Field(16, description="word-pieces of a document's last block, or it is dropped")
+    task_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="a control: so much of the budget is the tasks' own training text, without labels"
+    )
+    task_text: tuple[TaskSettings, ...] = Field((), description="whose, for `task_share`")
+    seed: int = Field(0, description="of the choice of documents and of the blocks with two segments")
+
+    @model_validator(mode="after")
+    def parts_fit(self) -> Self:
+        if (self.task_share > 0) != bool(self.task_text):
+            raise ValueError("text.task_share and text.task_text belong together; give both or neither")
+        if self.least > self.length // 2:
+            raise ValueError(
+                f"text.least={self.least} is more than half of text.length={self.length}; lower the first or raise the"
+                " second"
+            )
+        if self.long_length is not None and self.long_length <= self.length:
+            raise ValueError(
+                f"text.long_length={self.long_length} is no more than text.length={self.length}; raise or remove it"
+            )
+        return self
+
+
+class NamedStudent(StudentSettings):
+    """One of the students that listen to the same teacher."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(description="its folder")
+    architecture: Literal["modernbert", "bert"] = "bert"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="while it learns, everywhere")
+    embeddings: Literal["random", "projected"] = Field(  # fewer choices than the base has
+        "random", description="`projected`: the teacher's word embeddings, by principal components"
+    )
+    optim: Optim | None = Field(None, description="its own learning rate and so on; `distill.optim` if absent")
+
+
+class RelationSettings(Settings):
+    """What students imitate: relations among queries, keys and values of one layer (MiniLMv2, section 3.1)."""
+
+    relations: Annotated[tuple[Pair, ...], Field(min_length=1)] = Field(
+        ("qq", "kk", "vv"), description="pairs of projections, weights 1"
+    )
+    teacher_layer: Positive | None = Field(None, description="whose relations are taught, from 1; the last if absent")
+    relation_heads: Positive | None = Field(None, description="must divide both widths; chosen if absent")
+    norm: Literal["token", "flat", "paddle"] = Field(
+        "token", description="what weighs the same: each text (`token`), each token (`flat`), or as in PaddleNLP"
+    )
+    tail: Literal["leave", "aux", "init"] = Field(
+        "leave",
+        description="what follows the last projections learns nothing: leave it as drawn, teach through one more layer"
+        " that is dropped afterwards, or take it from the teacher (equal widths)",
+    )
+    optim: Optim = Optim(learning_rate=6e-4, batch_tokens=8192, warmup=0.1)
+
+
+class FewShotSettings(Settings):
+    """The same with few examples a class, in draws that everybody gets alike, and as many to select by."""
+
+    tasks: tuple[TaskSettings, ...] = Field((), description="classification or regression")
+    shots: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field((16, 32), description="examples a class")
+    draws: Annotated[int, Field(ge=1, le=5)] = Field(5, description="of the five there are")
+    learning_rates: Annotated[tuple[float, ...], Field(min_length=1)] = (1e-4, 3e-4)
+    epochs: Annotated[tuple[float, ...], Field(min_length=1)] = (20.0,)
+
+
+class FineTuneSettings(Settings):
+    """How students, and the teacher beside them, are fine-tuned and judged: a fresh head, all weights, no scaling."""
+
+    tasks: tuple[TaskSettings, ...] = Field((), description="whose reported rows are scored")
+    learning_rates: Annotated[tuple[float, ...], Field(min_length=1)] = (3e-5, 1e-4, 3e-4)
+    epochs: Annotated[tuple[float, ...], Field(min_length=1)] = (3.0,)
+    optim: Optim = Optim(batch_size=32)
+    select: Literal["honest", "dev-max"] = Field(
+        "honest",
+        description="rate and epochs are chosen on rows cut from train, or by the best reported score (to compare with"
+        " published numbers that were)",
+    )
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = Field((0, 1, 2), description="the first one selects")
+    rows: Positive | None = Field(None, description="at most so many training rows, drawn once for everybody")
+    test_rows: Positive | None = Field(None, description="at most so many reported rows, likewise")
+    few: FewShotSettings = FewShotSettings()
+    teacher: bool = Field(True, description="fine-tune the teacher too")
+    known: tuple[TaskSettings, ...] | None = Field(
+        None, description="what counts as trained on, where roles are told; `teacher.tasks` if absent"
+    )
+
+
+class AgnosticRecipe(Settings):
+    """One task-agnostic run: a teacher of many tasks or none, general text, and students of any number and shape."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(description="its folder below `runs/`")
+    teacher: SharedTeacherSettings
+    text: TextSettings
+    students: Annotated[tuple[NamedStudent, ...], Field(min_length=1)]
+    distill: RelationSettings = RelationSettings()
+    fine_tune: FineTuneSettings = FineTuneSettings()
+    seed: int = Field(0, description="of the students' starts, batches and dropout")
+
+    @model_validator(mode="after")
+    def names_differ(self) -> Self:
+        names = [student.name for student in self.students]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"students: {twice[0]!r} is the name of two; each has a folder of its own")
+        return self

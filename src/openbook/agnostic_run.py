@@ -1,0 +1,66 @@
+"""A task-agnostic run: its recipe, its folder, and what several stages read in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from openbook.agnostic import AgnosticRecipe, NamedStudent, TextSettings
+from openbook.checkpoint import building, fingerprint, is_fresh
+from openbook.config import Kind, TaskSettings
+from openbook.data.batches import Tokenised, tokenise
+from openbook.data.tasks import TaskData, load_task
+from openbook.models.student import load_tokenizer
+from openbook.types import Example
+from openbook.workspace import Workspace, tokenizer_digest
+
+
+@dataclass(frozen=True)
+class AgnosticRun(Workspace):
+    """One task-agnostic recipe at work in one folder."""
+
+    recipe: AgnosticRecipe
+
+    @cached_property
+    def tasks(self) -> dict[str, TaskData]:
+        """The teacher's tasks by name, in the order of the recipe."""
+        return {settings.name: load_task(settings) for settings in self.recipe.teacher.tasks}
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The teacher's, which the students share: their relations are compared token by token."""
+        return load_tokenizer(self.teacher_location, self.recipe.teacher.revision)
+
+    @property
+    def longest(self) -> int:
+        """Word-pieces of the longest block that students read: so many positions they have."""
+        return self.recipe.text.long_length or self.recipe.text.length
+
+    def student(self, name: str) -> NamedStudent:
+        return next(student for student in self.recipe.students if student.name == name)
+
+
+def lengths_of(text: TextSettings) -> list[tuple[str, int, float]]:
+    """Folder, length of the blocks in it, and share of the word-pieces, in the order they are read."""
+    if text.long_length is None:
+        return [("short", text.length, 1.0)]
+    return [("short", text.length, 1 - text.long_share), ("long", text.long_length, text.long_share)]
+
+
+def tokens_of_rows(
+    folder: Path, settings: TaskSettings, kind: Kind, rows: Sequence[Example], tokenizer: Any, training: bool
+) -> Tokenised:
+    """Rows of a task as word-pieces: tokenised once below `folder`, then mapped from disk."""
+    inputs = {
+        "rows": fingerprint([repr(row) for row in rows]),
+        "tokenizer": tokenizer_digest(tokenizer),
+        "settings": [settings.max_length, settings.stride, kind, training],
+    }
+    place = folder / "tokens" / f"{settings.name}-{fingerprint(inputs)[:16]}"
+    if not is_fresh(place, inputs):
+        with building(place, inputs) as partial:
+            tokenise(rows, tokenizer, settings.max_length, partial, kind, settings.stride, training)
+    return Tokenised.load(place)

@@ -1,0 +1,176 @@
+"""Teacher + general text -> students of any number and shape, who learn relations and no task."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from openbook.agnostic import NamedStudent
+from openbook.agnostic_run import AgnosticRun, lengths_of
+from openbook.checkpoint import SCRATCH, write_json
+from openbook.config import Optim, UsageError
+from openbook.console import track
+from openbook.data.batches import BatchPlan, Tokenised
+from openbook.distillation.mapping import copied_layers, relation_heads
+from openbook.distillation.relations import RelationLesson, Relations, without_gradient
+from openbook.distillation.teachers import AskedOnce, LiveTeacher
+from openbook.models.encoder import Encoder, Head, load_headless, refuse_untappable
+from openbook.models.student import (
+    compare_widths,
+    drop_last_block,
+    headless,
+    new_student,
+    start_from_layers,
+    start_from_word_embeddings,
+    start_tail,
+)
+from openbook.training import Learner, Plan, count_updates, train_together, uses_bf16
+from openbook.types import Batch
+
+
+def inputs(run: AgnosticRun) -> dict[str, Any]:
+    return run.recipe.model_dump(mode="json", include={"students", "distill", "seed"})
+
+
+def check(run: AgnosticRun) -> None:
+    """Every student can imitate the teacher, before a model is loaded."""
+    layers = run.teacher_config.num_hidden_layers
+    if not 1 <= teacher_layer(run) <= layers:
+        raise UsageError(
+            f"distill.teacher_layer={run.recipe.distill.teacher_layer}: the teacher has layers 1 to {layers}"
+        )
+    refuse_untappable(run.teacher_config)
+    for student in run.recipe.students:
+        try:
+            relations_of(run, student)
+            check_start(run, student)
+        except UsageError as error:
+            raise UsageError(f"students, {student.name}: {error}") from None
+
+
+def check_start(run: AgnosticRun, student: NamedStudent) -> None:
+    if student.tokenizer is not None:
+        raise UsageError(
+            f"student.tokenizer={student.tokenizer!r}: relations are compared token by token, with the teacher's"
+            " tokenizer; remove it"
+        )
+    if run.recipe.distill.tail == "init" and student.hidden_size != run.teacher_config.hidden_size:
+        raise UsageError(
+            f"distill.tail=init takes weights of the teacher, whose width is {run.teacher_config.hidden_size}, and"
+            f" student.hidden_size={student.hidden_size}; make them equal, or take tail: leave or aux"
+        )
+    if student.init == "layer_copy":
+        copied_layers(run.teacher_config.num_hidden_layers, student.layers, student.copy_which)
+
+
+def build(run: AgnosticRun, folder: Path) -> None:
+    teacher = live_teacher(run)
+    learners = [learner_of(run, student, teacher) for student in run.recipe.students]
+    plan = plan_of(run, folder.parent / "text")
+    accelerator = Accelerator()
+    untaught = [untaught_by(learner, plan[0].to(accelerator.device)) for learner in learners]
+    with track("distilling", count_updates(plan, learners[0].optim)) as advance:
+        histories = train_together(learners, plan, accelerator, folder / SCRATCH, advance)
+    for student, learner, history, names in zip(run.recipe.students, learners, histories, untaught, strict=True):
+        place = folder / student.name
+        place.mkdir()
+        encoder: Encoder = learner.lesson.student  # type: ignore[assignment]
+        if run.recipe.distill.tail == "aux":
+            drop_last_block(encoder)
+        encoder.save(place, run.tokenizer)
+        write_json(place / "history.json", history)
+        write_json(place / "untaught.json", names)
+
+
+def teacher_layer(run: AgnosticRun) -> int:
+    return int(run.recipe.distill.teacher_layer or run.teacher_config.num_hidden_layers)
+
+
+def relations_of(run: AgnosticRun, student: NamedStudent) -> Relations:
+    settings = run.recipe.distill
+    heads = relation_heads(run.teacher_config.hidden_size, student.hidden_size, settings.relation_heads)
+    taught = student.layers + (settings.tail == "aux")
+    return Relations(settings.relations, heads, settings.norm, teacher_layer(run), taught)
+
+
+def live_teacher(run: AgnosticRun) -> AskedOnce:
+    """It stops after the projections that are imitated, and speaks once for all students."""
+    model = load_headless(str(run.folder / "teacher")).listen(layers=[teacher_layer(run)], stop=True)
+    device = Accelerator().device
+    is_bf16 = uses_bf16(run.recipe.distill.optim, device)
+    return AskedOnce(LiveTeacher(model, device, "bf16" if is_bf16 else "fp32"))
+
+
+def learner_of(run: AgnosticRun, settings: NamedStudent, teacher: AskedOnce) -> Learner:
+    relations = relations_of(run, settings)
+    student = fresh(run, settings, relations.student_layer)
+    student.listen(layers=[relations.student_layer], stop=True)
+    lesson = RelationLesson(student, relations)
+    optim = settings.optim or run.recipe.distill.optim
+    return Learner(lambda batch: lesson(batch, teacher(batch)), lesson, optim, run.recipe.seed)
+
+
+def fresh(run: AgnosticRun, settings: NamedStudent, layers: int) -> Encoder:
+    """A student before its first batch; the draw of its weights depends on seed and shape alone."""
+    shape = settings.model_copy(update={"layers": layers})
+    student = headless(
+        new_student(shape, Head(None), run.tokenizer, run.teacher_config.vocab_size, run.longest, run.recipe.seed)
+    )
+    if settings.embeddings == "projected" or settings.init == "layer_copy" or run.recipe.distill.tail == "init":
+        teacher = load_headless(str(run.folder / "teacher"))
+        if settings.embeddings == "projected":
+            start_from_word_embeddings(student, teacher)
+        if settings.init == "layer_copy":
+            start_from_layers(student, teacher, copied_layers(teacher.layers, settings.layers, settings.copy_which))
+        if run.recipe.distill.tail == "init":
+            compare_widths(student.model.config, teacher.model.config)
+            start_tail(student, teacher, teacher_layer(run))
+    return student
+
+
+def untaught_by(learner: Learner, batch: Batch) -> list[str]:
+    """Weights of the student that no batch will ever change, but for weight decay: they get no gradient."""
+    learner.lesson.to(batch.input_ids.device)
+    loss, _ = learner.loss_of(batch)
+    torch.autograd.backward(loss)
+    names = without_gradient(learner.lesson)
+    learner.lesson.zero_grad()
+    return names
+
+
+@dataclass(frozen=True)
+class Sequel:
+    """One plan after the other."""
+
+    plans: Sequence[Plan]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.plans))
+
+    def __getitem__(self, step: int) -> Batch:
+        starts = np.cumsum([0, *map(len, self.plans)])
+        place = min(bisect_right(starts.tolist(), step), len(self.plans)) - 1
+        return self.plans[place][step - int(starts[place])]
+
+
+def plan_of(run: AgnosticRun, folder: Path) -> Sequel:
+    """Short blocks, then long ones, each for its share of what is read."""
+    optim = run.recipe.distill.optim
+    return Sequel(
+        [
+            BatchPlan(Tokenised.load(folder / name), share_of(optim, share), run.recipe.seed)
+            for name, _, share in lengths_of(run.recipe.text)
+        ]
+    )
+
+
+def share_of(optim: Optim, share: float) -> Optim:
+    tokens = None if optim.tokens is None else max(1, round(optim.tokens * share))
+    return optim.model_copy(update={"tokens": tokens})

@@ -1,0 +1,167 @@
+"""Students and teacher x tasks -> scores with their roles: each fine-tuned alike, chosen honestly, reported once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openbook.agnostic import AgnosticRecipe
+from openbook.agnostic_run import AgnosticRun, tokens_of_rows
+from openbook.checkpoint import fingerprint, read_json, write_json
+from openbook.config import TaskSettings, UsageError
+from openbook.data.roles import provenance, role_of
+from openbook.fine_tuning import FAILED, Limits, Place, Task, Trial, digest_of, fine_tune, main_score, rows_of
+from openbook.gains import TEACHER
+from openbook.parallel import run_jobs
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the results before its rate and epochs are chosen."""
+
+    model: str
+    task: TaskSettings
+    shots: int | None = None
+
+
+def inputs(run: AgnosticRun) -> dict[str, Any]:
+    settings = run.recipe.fine_tune
+    tasks = {task.name: digest_of(task) for task in (*settings.tasks, *settings.few.tasks)}
+    return {"settings": settings.model_dump(mode="json"), "tasks": tasks}
+
+
+def check(run: AgnosticRun) -> None:
+    """Every task can be read and fits the positions; there are enough rows for few-shot draws."""
+    settings = run.recipe.fine_tune
+    for task in (*settings.tasks, *settings.few.tasks):
+        if task.max_length > run.longest:
+            raise UsageError(
+                f"fine_tune.tasks, {task.name}: max_length={task.max_length} is more than the students read,"
+                f" {run.longest} word-pieces; lower it, or raise text.long_length"
+            )
+        _ = Task(task)
+    for task, shots, number in product(settings.few.tasks, settings.few.shots, range(settings.few.draws)):
+        try:
+            rows_of(Trial("", task, shots, number, 1.0, 1.0, 0, is_final=False), Limits(None, None))
+        except UsageError as error:
+            raise UsageError(f"fine_tune.few.tasks, {task.name}: {error}") from None
+
+
+def build(run: AgnosticRun, folder: Path) -> None:
+    entries = entries_of(run)
+    if run.recipe.fine_tune.select == "honest":
+        perform(run, [trial for entry in entries for trial in tuning(run, entry)], "choosing rates and epochs")
+        finals = {entry: final(run, entry, [chosen(run, entry)]) for entry in entries}
+    else:
+        finals = {entry: final(run, entry, choices(run.recipe, entry)) for entry in entries}
+    perform(run, [trial for trials in finals.values() for trial in trials], "fine-tuning")
+    rows = [row for entry, trials in finals.items() for row in told(run, entry, trials)]
+    write_json(folder / "results.json", {"select": run.recipe.fine_tune.select, "rows": rows})
+
+
+def entries_of(run: AgnosticRun) -> list[Entry]:
+    settings = run.recipe.fine_tune
+    models = [*([TEACHER] if settings.teacher else []), *(student.name for student in run.recipe.students)]
+    whole = [Entry(model, task) for model, task in product(models, settings.tasks)]
+    few = [Entry(model, task, shots) for model, task, shots in product(models, settings.few.tasks, settings.few.shots)]
+    return whole + few
+
+
+def choices(recipe: AgnosticRecipe, entry: Entry) -> list[tuple[float, float]]:
+    """Learning rates and epochs, the same for every model."""
+    grid = recipe.fine_tune if entry.shots is None else recipe.fine_tune.few
+    return list(product(grid.learning_rates, grid.epochs))
+
+
+def numbers(recipe: AgnosticRecipe, entry: Entry) -> list[int | None]:
+    """The draws of few examples; one nameless draw of all."""
+    return [None] if entry.shots is None else list(range(recipe.fine_tune.few.draws))
+
+
+def tuning(run: AgnosticRun, entry: Entry) -> list[Trial]:
+    grid = choices(run.recipe, entry)
+    if len(grid) == 1:
+        return []
+    seed = run.recipe.fine_tune.seeds[0]
+    return [
+        Trial(entry.model, entry.task, entry.shots, number, rate, epochs, seed, is_final=False)
+        for (rate, epochs), number in product(grid, numbers(run.recipe, entry))
+    ]
+
+
+def chosen(run: AgnosticRun, entry: Entry) -> tuple[float, float]:
+    """The choice with the highest mean over the draws on the rows set aside; the first of equals."""
+    grid, place = choices(run.recipe, entry), place_of(run, entry.model)
+    trials = tuning(run, entry)
+    if not trials:
+        return grid[0]
+
+    def mean(choice: tuple[float, float]) -> float:
+        own = [trial for trial in trials if (trial.learning_rate, trial.epochs) == choice]
+        return sum(main_score(place.record_of(trial)) for trial in own) / len(own)
+
+    return max(grid, key=mean)
+
+
+def final(run: AgnosticRun, entry: Entry, grid: Iterable[tuple[float, float]]) -> list[Trial]:
+    return [
+        Trial(entry.model, entry.task, entry.shots, number, rate, epochs, seed, is_final=True)
+        for (rate, epochs), number, seed in product(grid, numbers(run.recipe, entry), run.recipe.fine_tune.seeds)
+    ]
+
+
+def perform(run: AgnosticRun, trials: Sequence[Trial], what: str) -> None:
+    """Run the trials without a result, several at a time; each is kept as soon as it is done."""
+    settings = run.recipe.fine_tune
+    limits = Limits(settings.rows, settings.test_rows)
+    missing = [trial for trial in trials if not place_of(run, trial.model).record_of(trial).exists()]
+    for trial in missing:  # here, or several processes would tokenise the same rows
+        rows, kind = rows_of(trial, limits), Task(trial.task).kind
+        for examples, training in ((rows.train, True), (rows.judged, False)):
+            tokens_of_rows(run.folder, trial.task, kind, examples, run.tokenizer, training)
+    jobs = [(trial, place_of(run, trial.model), limits, settings.optim) for trial in missing]
+    workers = 1 if torch.cuda.is_available() else os.cpu_count() or 1
+    if jobs:
+        run_jobs(tried, jobs, min(workers, len(jobs)), what, len(jobs))
+
+
+def tried(trial: Trial, place: Place, limits: Limits, optim: Any, progress: Callable[[int], None]) -> None:
+    fine_tune(trial, place, limits, optim)
+    progress(1)
+
+
+def place_of(run: AgnosticRun, model: str) -> Place:
+    encoder = run.folder / "teacher" if model == TEACHER else run.folder / "students" / model
+    made = read_json(encoder.parent / "artifact.json" if model != TEACHER else encoder / "artifact.json")
+    settings = run.recipe.fine_tune
+    how = fingerprint([made["fingerprint"], settings.rows, settings.test_rows, settings.optim.model_dump(mode="json")])
+    return Place(encoder, run.folder / "trials" / how[:16], run.folder)
+
+
+def told(run: AgnosticRun, entry: Entry, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """A row for each final training, with the role of its task."""
+    settings, place = run.recipe.fine_tune, place_of(run, entry.model)
+    known = run.recipe.teacher.tasks if settings.known is None else settings.known
+    records = [read_json(place.record_of(trial)) for trial in trials]
+    if settings.select == "dev-max":
+        records = best_choice(records)
+    role, family = role_of(entry.task, known, entry.shots), provenance(entry.task).family
+    return [{**record, "role": role, "family": family} for record in records]
+
+
+def best_choice(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The trainings of the rate and epochs with the highest mean of reported scores."""
+    by_choice: dict[tuple[float, float], list[dict[str, Any]]] = {}
+    for record in records:
+        by_choice.setdefault((record["learning_rate"], record["epochs"]), []).append(record)
+
+    def mean(own: Sequence[dict[str, Any]]) -> float:
+        return sum(float(record["scores"].get(record["metric"], FAILED)) for record in own) / len(own)
+
+    return max(by_choice.values(), key=mean)

@@ -1,0 +1,311 @@
+"""From many tasks to students of no task: one run on a tiny world, killed and resumed, with every kind of tail."""
+
+import json
+import shutil
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
+
+from openbook import training
+from openbook.agnostic_run import AgnosticRun
+from openbook.config import UsageError
+from openbook.pipeline import execute, plan
+from openbook.recipe import load_recipe
+
+THINGS, GOOD, BAD = ("film", "movie", "book", "play"), ("good", "great", "fine"), ("bad", "awful", "poor")
+
+RECIPE = """\
+name: many
+teacher:
+  model: {pretrained}
+  tasks:
+    - &reviews {{name: reviews, text: text, label: label, train: {{path: {world}/train.csv}},
+        test: {{path: {world}/test.csv}}, max_length: 24}}
+    - &scores {{name: scores, kind: regression, text: text, label: score, train: {{path: {folder}/scores.jsonl}},
+        test_share: 0.2, max_length: 24}}
+    - {{name: pairs, text: one, text_pair: two, label: label, train: {{path: {folder}/pairs.jsonl}}, test_share: 0.2,
+        max_length: 24}}
+  mixture: {{passes: 6, tasks_per_update: 4, micro_batch: 8}}
+  optim: {{learning_rate: 2.0e-3, precision: fp32, checkpoint_every: 7, keep: best}}
+  judge_every: 10
+text:
+  sources: [{{path: {world}/general.txt}}]
+  budget_tokens: 3000
+  length: 12
+  long_length: 24
+  least: 4
+students:
+  - {{name: small, layers: 1, hidden_size: 16, heads: 2, dropout: 0.1}}
+  - {{name: wide, layers: 2, hidden_size: 32, heads: 4, embeddings: projected,
+      optim: {{learning_rate: 5.0e-3, precision: fp32, batch_tokens: 256, checkpoint_every: 7}}}}
+fine_tune:
+  tasks:
+    - *reviews
+    - {{name: other, text: text, label: label, train: {{path: {world}/train.csv}}, test: {{path: {world}/test.csv}},
+        max_length: 24, family: sentiment, group: reviews}}
+  learning_rates: [2.0e-3, 1.0e-6]
+  epochs: [4]
+  seeds: [0, 1]
+  optim: {{precision: fp32, batch_size: 16}}
+  few:
+    tasks: [*scores]
+    shots: [4]
+    draws: 2
+    epochs: [3]
+distill:
+  optim: {{learning_rate: 2.0e-3, precision: fp32, batch_tokens: 256, tokens: 6000, checkpoint_every: 7}}
+"""
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory: pytest.TempPathFactory, world: Path, pretrained: Path) -> Path:
+    folder = tmp_path_factory.mktemp("many")
+    random = Random(5)
+    with (folder / "scores.jsonl").open("w") as file:
+        for row in range(120):
+            good = random.randint(0, 4)
+            words = [random.choice(GOOD if place < good else BAD) for place in range(4)]
+            file.write(
+                json.dumps({"text": f"the {random.choice(THINGS)} was {' '.join(words)} {row}", "score": good}) + "\n"
+            )
+    with (folder / "pairs.jsonl").open("w") as file:
+        for row in range(120):
+            one = random.choice(THINGS)
+            two = one if row % 2 else random.choice([thing for thing in THINGS if thing != one])
+            file.write(
+                json.dumps({"one": f"the {one} {row}", "two": f"a {two}", "label": "same" if row % 2 else "other"})
+                + "\n"
+            )
+    (folder / "recipe.yaml").write_text(RECIPE.format(world=world, pretrained=pretrained, folder=folder))
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def here() -> Any:
+    """Trials run in this process: starting others costs seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "openbook.stages.evaluate_agnostic.run_jobs",
+            lambda work, jobs, *_: [work(*job, lambda done: None) for job in jobs],
+        )
+        yield
+
+
+@pytest.fixture(scope="session")
+def finished(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "many"
+    execute(load_recipe(many / "recipe.yaml"), folder)
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_file(folder / "model.safetensors"))
+
+
+def assert_equal(one: Path, other: Path) -> None:
+    left, right = weights(one), weights(other)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_the_teacher_learns_every_task_and_is_an_ordinary_encoder(finished: Path, pretrained: Path) -> None:
+    told = json.loads((finished / "teacher" / "scores.json").read_text())["tasks"]
+    assert list(told) == ["reviews", "scores", "pairs"]
+    assert told["reviews"]["score"] > 0.9 > told["reviews"]["guess"]
+    assert told["scores"]["score"] > 0.5
+    assert told["scores"]["guess"] == 0
+    assert sum(task["passes"] for task in told.values()) == pytest.approx(18, rel=0.1)
+    model = AutoModel.from_pretrained(finished / "teacher")
+    plain = AutoModel.from_pretrained(pretrained)
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert not any("head" in name or "task" in name for name in weights(finished / "teacher"))
+    moved = [name for name, value in model.state_dict().items() if not torch.equal(value, plain.state_dict()[name])]
+    assert not [name for name in moved if name.startswith("pooler")]  # the heads bypass it
+    assert len(moved) > 60
+    looks = [row for row in json.loads((finished / "teacher" / "history.json").read_text()) if "holdout" in row]
+    assert {"score of reviews", "score of scores", "score of pairs"} <= looks[0].keys()
+    best = max(looks, key=lambda row: row["holdout"])
+    assert told["pairs"]["score"] == pytest.approx(best["score of pairs"])
+
+
+def test_the_students_are_ordinary_encoders_that_came_closer_to_the_teacher(finished: Path) -> None:
+    for name, layers, width in (("small", 1, 16), ("wide", 2, 32)):
+        folder = finished / "students" / name
+        model = AutoModel.from_pretrained(folder)
+        assert (model.config.num_hidden_layers, model.config.hidden_size) == (layers, width)
+        assert set(weights(folder)) == set(model.state_dict())
+        assert AutoTokenizer.from_pretrained(folder)("the film").input_ids[0] == 2
+        history = json.loads((folder / "history.json").read_text())
+        assert history[-1]["loss"] < 0.95 * history[0]["loss"]
+        assert history[0]["loss"] == pytest.approx(sum(history[0][pair] for pair in ("qq", "kk", "vv")), abs=1e-4)
+
+
+def results_of(folder: Path) -> list[dict[str, Any]]:
+    return list(json.loads((folder / "evaluation" / "results.json").read_text())["rows"])
+
+
+def test_every_model_is_fine_tuned_on_every_task_with_every_seed(finished: Path) -> None:
+    rows = results_of(finished)
+    whole = [row for row in rows if row["shots"] is None]
+    assert sorted({(row["model"], row["task"], row["seed"]) for row in whole}) == sorted(
+        (model, task, seed)
+        for model in ("teacher", "small", "wide")
+        for task in ("reviews", "other")
+        for seed in (0, 1)
+    )
+    assert len(whole) == 12
+    few = [row for row in rows if row["shots"] == 4]
+    assert len(few) == 3 * 2 * 2  # models, draws, seeds
+    assert {row["rows"] for row in few} == {16}  # of a regression, four bins
+    assert all(row["status"] == "ok" and row["is_final"] for row in rows)
+    roles = {(row["task"], row["shots"]): row["role"] for row in rows}
+    assert roles == {("reviews", None): "in-domain", ("other", None): "leaky", ("scores", 4): "low-resource, seen"}
+
+
+def test_rates_are_chosen_on_rows_set_aside_and_the_reported_ones_are_read_at_the_end(finished: Path) -> None:
+    rows = [row for row in results_of(finished) if row["model"] == "teacher" and row["shots"] is None]
+    assert {row["learning_rate"] for row in rows} == {2e-3}, "the other one hardly moves a weight"
+    assert min(row["scores"]["accuracy"] for row in rows) > 0.9
+    trials = [json.loads(path.read_text()) for path in (finished / "trials").glob("*/teacher/reviews/*.json")]
+    assert sorted((trial["is_final"], trial["learning_rate"]) for trial in trials) == [
+        (False, 1e-6), (False, 2e-3), (True, 2e-3), (True, 2e-3),
+    ]  # fmt: skip
+    learned = {trial["is_final"]: trial["rows"] for trial in trials}
+    assert learned == {False: 144, True: 160}  # the rows set aside join at the end
+
+
+def test_what_follows_the_last_projections_learns_nothing(finished: Path) -> None:
+    """Specification, 2.5."""
+    names = json.loads((finished / "students" / "wide" / "untaught.json").read_text())
+    tail = [f"student.model.encoder.layer.1.{part}" for part in ("attention.output", "intermediate", "output")]
+    assert {name.rpartition(".")[0] for name in names} == {
+        *(f"{tail[0]}.{part}" for part in ("dense", "LayerNorm")),
+        f"{tail[1]}.dense",
+        *(f"{tail[2]}.{part}" for part in ("dense", "LayerNorm")),
+        "student.model.pooler.dense",
+    }
+
+
+@pytest.mark.parametrize("name", ["small", "wide"])
+def test_a_student_is_the_same_whoever_learns_beside_it(finished: Path, many: Path, tmp_path: Path, name: str) -> None:
+    raw = (many / "recipe.yaml").read_text()
+    lines = raw.splitlines(keepends=True)
+    start = next(place for place, line in enumerate(lines) if line.startswith("students:"))
+    own = {"small": lines[start + 1 : start + 2], "wide": lines[start + 2 : start + 4]}[name]
+    (tmp_path / "alone.yaml").write_text("".join([*lines[: start + 1], *own, *lines[start + 4 :]]))
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for stage in ("teacher", "text"):
+        shutil.copytree(finished / stage, folder / stage)
+    execute(load_recipe(tmp_path / "alone.yaml"), folder, "distill")
+    assert_equal(folder / "students" / name, finished / "students" / name)
+
+
+def test_a_killed_run_resumes_to_the_same_weights(
+    finished: Path, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped once in the teacher's training and once in the students'."""
+    recipe, folder = load_recipe(many / "recipe.yaml"), tmp_path / "many"
+    for updates in (12, 17):
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "save_checkpoint", killing_after(updates))
+            with pytest.raises(KeyboardInterrupt):
+                execute(recipe, folder, "distill")
+    execute(recipe, folder, "distill")
+    assert_equal(folder / "teacher", finished / "teacher")
+    for name in ("small", "wide"):
+        assert_equal(folder / "students" / name, finished / "students" / name)
+
+
+def killing_after(updates: int) -> Any:
+    save = training.save_checkpoint
+
+    def stop(learners: Any, scratch: Any, done: int, accelerator: Any) -> None:
+        save(learners, scratch, done, accelerator)
+        if done >= updates:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def test_nothing_runs_twice(finished: Path, many: Path) -> None:
+    run = AgnosticRun(load_recipe(many / "recipe.yaml"), finished)
+    assert [step.fresh for step in plan(run)] == [True] * 4
+    changed = AgnosticRun(load_recipe(many / "recipe.yaml", ["teacher.mixture.passes=7"]), finished)
+    assert [step.fresh for step in plan(changed)] == [False, True, False, False]
+    other = AgnosticRun(load_recipe(many / "recipe.yaml", ["text.pair_share=0"]), finished)
+    assert [step.fresh for step in plan(other)] == [True, False, False, False]
+
+
+@pytest.mark.parametrize("tail", ["aux", "init"])
+def test_the_other_tails(finished: Path, many: Path, tmp_path: Path, tail: str) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for stage in ("teacher", "text"):
+        shutil.copytree(finished / stage, folder / stage)
+    wide = ["students=[{name: wide, layers: 2, hidden_size: 32, heads: 4, intermediate_size: 64}]"]
+    execute(load_recipe(many / "recipe.yaml", [f"distill.tail={tail}", *wide]), folder, "distill")
+    student = folder / "students" / "wide"
+    model, untaught = AutoModel.from_pretrained(student), json.loads((student / "untaught.json").read_text())
+    assert len(model.encoder.layer) == 2
+    assert set(weights(student)) == set(model.state_dict())
+    if tail == "aux":  # the tail of the layer that was dropped, and the pooler
+        assert {name.split(".")[4] for name in untaught if "layer" in name} == {"2"}
+        assert not any(name.startswith("encoder.layer.2.") for name in weights(student))
+    else:  # all but weight decay left it as the teacher's
+        theirs = weights(folder / "teacher")
+        for part in ("attention.output.LayerNorm.weight", "intermediate.dense.bias"):
+            assert torch.equal(weights(student)[f"encoder.layer.1.{part}"], theirs[f"encoder.layer.3.{part}"])
+        assert torch.equal(weights(student)["pooler.dense.bias"], theirs["pooler.dense.bias"])
+
+
+def test_a_teacher_without_tasks_is_the_plain_encoder(many: Path, pretrained: Path, tmp_path: Path) -> None:
+    execute(load_recipe(many / "recipe.yaml", ["teacher.tasks=[]"]), tmp_path / "many", "train-teacher")
+    model, plain = AutoModel.from_pretrained(tmp_path / "many" / "teacher"), AutoModel.from_pretrained(pretrained)
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_labels_that_changed_their_rows_teach_nothing(many: Path, finished: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(many / "recipe.yaml", ["teacher.mixture.shuffle_labels=true"])
+    execute(recipe, tmp_path / "many", "train-teacher")
+    told, learned = (
+        json.loads((folder / "teacher" / "scores.json").read_text())["tasks"]["reviews"]["score"]
+        for folder in (tmp_path / "many", finished)
+    )
+    assert told < 0.8 < learned
+
+
+BAD_RECIPES = {
+    "distill.relation_heads=5": r"students, small: .*relation_heads=5 must divide .*these do: \[1, 2, 4, 8, 16\]",
+    "distill.teacher_layer=9": r"distill\.teacher_layer=9: the teacher has layers 1 to 4",
+    "text.length=64": r"text\.long_length=24 is no more than text\.length=64",
+    "text.least=7": r"text\.least=7 is more than half of text\.length=12",
+    "text.long_length=64": r"text\.long_length=64 is more than the teacher reads, 48",
+    "teacher.processes=9": r"teacher\.processes=9 is more than the teacher\.mixture\.tasks_per_update=4",
+    "distill.tail=init": r"students, small: distill\.tail=init takes weights of the teacher, whose width is 32",
+    "text.task_share=0.1": r"text\.task_share and text\.task_text belong together",
+    "students=[{name: a}, {name: a}]": r"students: 'a' is the name of two",
+    "distill.relations=[qx]": r"distill\.relations\.0: 'qx'",
+    "teacher.mixture.pases=3": r"teacher\.mixture\.pases: unknown key; did you mean 'passes'\?",
+}
+
+
+@pytest.mark.parametrize("override", BAD_RECIPES)
+def test_bad_recipes_are_refused_by_key_before_a_model_is_loaded(many: Path, tmp_path: Path, override: str) -> None:
+    with pytest.raises(UsageError, match=BAD_RECIPES[override]):
+        execute(load_recipe(many / "recipe.yaml", [override]), tmp_path / "many")
+    assert not (tmp_path / "many").exists()
+
+
+def test_a_stage_of_the_other_kind_of_recipe_is_refused(many: Path, world: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"task-agnostic .* no stage build-kb; its stages: train-teacher, build-text, d"
+    ):
+        execute(load_recipe(many / "recipe.yaml"), tmp_path, "build-kb")
+    with pytest.raises(UsageError, match="for one task .* no stage build-text"):
+        execute(load_recipe(world / "recipe.yaml"), tmp_path, "build-text")
