@@ -1,4 +1,4 @@
-"""Writes docs/cli.md and the pages of the two kinds of recipe from the code (`python docs/regenerate.py`); a test compares them with it."""
+"""Writes docs/cli.md and the pages of both kinds of recipe from the code (`python docs/regenerate.py`)."""
 
 from __future__ import annotations
 

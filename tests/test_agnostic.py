@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
 from openbook import training
 from openbook.agnostic_run import AgnosticRun
 from openbook.config import UsageError
+from openbook.manifest import resolved
 from openbook.pipeline import execute, plan
 from openbook.recipe import load_recipe
+from openbook.stages.train_multitask import learned
 
 THINGS, GOOD, BAD = ("film", "movie", "book", "play"), ("good", "great", "fine"), ("bad", "awful", "poor")
 
@@ -141,7 +144,8 @@ def test_the_students_are_ordinary_encoders_that_came_closer_to_the_teacher(fini
         assert set(weights(folder)) == set(model.state_dict())
         assert AutoTokenizer.from_pretrained(folder)("the film").input_ids[0] == 2
         history = json.loads((folder / "history.json").read_text())
-        assert history[-1]["loss"] < 0.95 * history[0]["loss"]
+        short = [row["loss"] for row in history[:22]]  # the last ones are of long blocks, which compare more tokens
+        assert sum(short[-5:]) < 0.85 * sum(short[1:6])
         assert history[0]["loss"] == pytest.approx(sum(history[0][pair] for pair in ("qq", "kk", "vv")), abs=1e-4)
 
 
@@ -262,6 +266,33 @@ def test_the_other_tails(finished: Path, many: Path, tmp_path: Path, tail: str) 
         for part in ("attention.output.LayerNorm.weight", "intermediate.dense.bias"):
             assert torch.equal(weights(student)[f"encoder.layer.1.{part}"], theirs[f"encoder.layer.3.{part}"])
         assert torch.equal(weights(student)["pooler.dense.bias"], theirs["pooler.dense.bias"])
+
+
+def test_rows_near_a_reported_one_are_not_learned_from(many: Path, tmp_path: Path, world: Path) -> None:
+    known = (world / "test.csv").read_text().splitlines()
+    rows = (world / "train.csv").read_text().splitlines()
+    again = [known[1].upper().replace("POSITIVE", "positive").replace("NEGATIVE", "negative"), known[2]]
+    (tmp_path / "train.csv").write_text("\n".join([*rows, *again]))
+    raw = (many / "recipe.yaml").read_text().replace(f"{world}/train.csv", f"{tmp_path}/train.csv", 1)
+    (tmp_path / "recipe.yaml").write_text(raw)
+    run = AgnosticRun(load_recipe(tmp_path / "recipe.yaml"), tmp_path)
+    assert run.duplicates.counts == {"reviews": 2, "scores": 0, "pairs": 0}
+    kept = {row.text for row in learned(run)["reviews"].train}
+    assert not {text.partition(",")[0] for text in again} & kept
+    assert len(kept) >= 143
+
+
+def test_a_task_of_ones_own_needs_its_name_only_once_it_is_in_the_manifest(many: Path, tmp_path: Path) -> None:
+    raw = yaml.safe_load((many / "recipe.yaml").read_text())
+    tasks = raw["teacher"]["tasks"]
+    (tmp_path / "tasks.yaml").write_text(yaml.safe_dump(tasks))
+    raw["teacher"]["tasks"] = [{"name": task["name"]} for task in tasks]
+    raw["fine_tune"]["few"]["tasks"] = [{"name": "scores"}]
+    raw["manifest"] = str(tmp_path / "tasks.yaml")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(raw))
+    named, written = resolved(load_recipe(tmp_path / "recipe.yaml")), load_recipe(many / "recipe.yaml")
+    assert named.teacher == written.teacher
+    assert named.fine_tune == written.fine_tune
 
 
 def test_a_teacher_without_tasks_is_the_plain_encoder(many: Path, pretrained: Path, tmp_path: Path) -> None:

@@ -30,7 +30,6 @@ class SharedTeacherSettings(Settings):
     model: str | PackagedModel = Field(description="a Hub id, a local folder, or `{package: NAME, path: FOLDER}`")
     revision: str | None = Field(None, description="branch, tag or commit on the Hub")
     tasks: tuple[TaskSettings, ...] = Field((), description="what it learns, all at once")
-    manifest: str | None = Field(None, description="a YAML file with tasks of your own, which `tasks` may name")
     mixture: MixtureSettings = MixtureSettings()
     scale_losses: bool = Field(True, description="cross-entropies divided by the logarithm of the number of choices")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="before every head")
@@ -151,6 +150,7 @@ class AgnosticRecipe(Settings):
     students: Annotated[tuple[NamedStudent, ...], Field(min_length=1)]
     distill: RelationSettings = RelationSettings()
     fine_tune: FineTuneSettings = FineTuneSettings()
+    manifest: str | None = Field(None, description="a YAML file with tasks of your own; elsewhere their name is enough")
     seed: int = Field(0, description="of the students' starts, batches and dropout")
 
     @model_validator(mode="after")

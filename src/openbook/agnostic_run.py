@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from openbook.agnostic import AgnosticRecipe, NamedStudent, TextSettings
 from openbook.checkpoint import building, fingerprint, is_fresh
 from openbook.config import Kind, TaskSettings
 from openbook.data.batches import Tokenised, tokenise
+from openbook.data.roles import Duplicates, near_duplicates
 from openbook.data.tasks import TaskData, load_task
 from openbook.models.student import load_tokenizer
 from openbook.types import Example
@@ -28,6 +30,14 @@ class AgnosticRun(Workspace):
     def tasks(self) -> dict[str, TaskData]:
         """The teacher's tasks by name, in the order of the recipe."""
         return {settings.name: load_task(settings) for settings in self.recipe.teacher.tasks}
+
+    @cached_property
+    def duplicates(self) -> Duplicates:
+        """Training rows of the teacher's tasks that nearly equal a row some score of this run comes from."""
+        settings = self.recipe.fine_tune
+        judged = {task.name: task for task in (*self.recipe.teacher.tasks, *settings.tasks, *settings.few.tasks)}
+        rows = chain.from_iterable(load_task(task).test for task in judged.values())
+        return near_duplicates({name: task.train for name, task in self.tasks.items()}, rows)
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from openbook.agnostic import AgnosticRecipe
 from openbook.config import Settings, TaskSettings, UsageError
 from openbook.data.tasks import describe_task
 from openbook.recipe import explain, parse_yaml
@@ -34,6 +35,27 @@ def load_manifest(path: Path) -> dict[str, TaskSettings]:
     if problems:
         raise UsageError("\n".join([f"{path}:", *problems]))
     return tasks
+
+
+def resolved(recipe: AgnosticRecipe) -> AgnosticRecipe:
+    """The recipe with the tasks that it only names as its manifest describes them."""
+    if recipe.manifest is None:
+        return recipe
+    known = load_manifest(Path(recipe.manifest))
+
+    def described(tasks: tuple[TaskSettings, ...]) -> tuple[TaskSettings, ...]:
+        return tuple(known.get(task.name, task) if task.model_fields_set == {"name"} else task for task in tasks)
+
+    fine_tune = recipe.fine_tune
+    few = fine_tune.few.model_copy(update={"tasks": described(fine_tune.few.tasks)})
+    seen = None if fine_tune.known is None else described(fine_tune.known)
+    return recipe.model_copy(
+        update={
+            "teacher": recipe.teacher.model_copy(update={"tasks": described(recipe.teacher.tasks)}),
+            "text": recipe.text.model_copy(update={"task_text": described(recipe.text.task_text)}),
+            "fine_tune": fine_tune.model_copy(update={"tasks": described(fine_tune.tasks), "few": few, "known": seen}),
+        }
+    )
 
 
 def _entries(path: Path) -> list[Any]:

@@ -19,6 +19,7 @@ from openbook.checkpoint import building, fingerprint, open_artifact, partial_fo
 from openbook.config import Recipe, UsageError
 from openbook.console import console
 from openbook.lessons import check_lessons, check_space, reads_corpus
+from openbook.manifest import resolved
 from openbook.stages import (
     build_bank,
     build_corpus,
@@ -173,7 +174,7 @@ def check(run: Any) -> None:
 
 def execute(recipe: Any, folder: Path, until: str | None = None, dry_run: bool = False) -> Any:
     """Run the stale stages up to `until`, or all. Raises UsageError for bad input, RunError for a failed stage."""
-    run: Any = AgnosticRun(recipe, folder) if isinstance(recipe, AgnosticRecipe) else Run(recipe, folder)
+    run: Any = AgnosticRun(resolved(recipe), folder) if isinstance(recipe, AgnosticRecipe) else Run(recipe, folder)
     until = until or list(stages_of(recipe))[-1]
     _ = needed(until, recipe)
     check(run)

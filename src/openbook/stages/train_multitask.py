@@ -35,7 +35,8 @@ def inputs(run: AgnosticRun) -> dict[str, Any]:
     settings = run.recipe.teacher
     return {
         "pretrained": run.teacher_digest,
-        "settings": settings.model_dump(mode="json", exclude={"model", "tasks", "manifest", "processes"}),
+        "settings": settings.model_dump(mode="json", exclude={"model", "tasks", "processes"}),
+        "duplicates": fingerprint(sorted(run.duplicates.ids)),
         "tasks": {
             name: {
                 "rows": fingerprint([[repr(e) for e in getattr(task, split)] for split in ("train", "holdout")]),
@@ -110,7 +111,14 @@ def teach(recipe: AgnosticRecipe, run_folder: Path, folder: Path, progress: Call
         model.save_heads(folder)
         write_json(folder / "history.json", history)
         told = {
-            name: {"metric": task.metric, "score": final[name], "guess": guesses[name], **plan.draws_of()[name]}
+            name: {
+                "metric": task.metric,
+                "score": final[name],
+                "guess": guesses[name],
+                "rows": len(task.train),
+                "near_duplicates": run.duplicates.counts[name],
+                **plan.draws_of()[name],
+            }
             for name, task in tasks.items()
         }
         write_json(folder / "scores.json", {"tasks": told})
@@ -129,12 +137,12 @@ class Supervised(nn.Module):
 
 
 def learned(run: AgnosticRun) -> dict[str, TaskData]:
-    """The tasks with the rows that the teacher learns from: some of the many, or with labels of other rows."""
+    """The tasks with the rows that the teacher learns from: none near a reported one, at most so many."""
     mixture, seed = run.recipe.teacher.mixture, run.recipe.teacher.seed
     tasks = {}
     for name, task in run.tasks.items():
         dice = random.Random(f"{seed}/{name}")
-        rows = task.train
+        rows = [row for row in task.train if row.id not in run.duplicates.ids]
         if mixture.rows is not None and len(rows) > mixture.rows:
             rows = [rows[place] for place in sorted(dice.sample(range(len(rows)), mixture.rows))]
         if mixture.shuffle_labels:
