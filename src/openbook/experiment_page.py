@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from openbook import experiment_tables as tables
 from openbook import plots
@@ -25,13 +22,13 @@ from openbook.conclusions import (
     task_title,
     trainings,
 )
+from openbook.markdown import environment
 
 COVERAGE = (  # 2,000 simulated grids each; the spread of tasks is that of their true differences
     "75 % with 3 seeds of one task, 84 % with 5 and 90 % with 10; with 5 seeds of 3 tasks 84 % where tasks differ as "
     "much as seeds do and 96 % where they do not; with 5 seeds of 8 tasks 92 % and 98 %"
 )
 EXAMPLES = 5
-LONGEST_TEXT = 200  # characters shown of a text
 
 
 def publish(results: Path, page: Path) -> None:
@@ -50,17 +47,7 @@ def render(folder: Path) -> str:
 
 def markdown(summary: Summary) -> str:
     """The page of what `comparison.summarise` found."""
-    environment = Environment(
-        loader=PackageLoader("openbook"),
-        autoescape=False,  # Markdown has an escape of its own
-        undefined=StrictUndefined,
-        finalize=_escape,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(table=_table, clip=_clip)
-    text = environment.get_template("experiment.md.j2").render(_context(summary))
+    text = environment().get_template("experiment.md.j2").render(_context(summary))
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
@@ -128,22 +115,3 @@ def _examples(s: Summary) -> dict[str, list[Any]]:
         for arm, examples in retrieved[:1]:
             found[f"{task_title(s, task)}, {arm}"] = examples[:EXAMPLES]
     return found
-
-
-def _clip(text: str) -> str:
-    line = " ".join(str(text).replace("\t", " / ").split())
-    return line if len(line) <= LONGEST_TEXT else line[: LONGEST_TEXT - 1].rstrip() + "…"
-
-
-def _table(columns: Mapping[str, Sequence[str]]) -> Markup:
-    header, *rows = [map(_escape, row) for row in (columns, *zip(*columns.values(), strict=True))]
-    rule = ["---", *["---:"] * (len(columns) - 1)]
-    return Markup("\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)))
-
-
-def _escape(value: Any) -> str:
-    """Any text as one line that Markdown shows as it is; markup made here passes."""
-    if isinstance(value, Markup):
-        return value
-    line = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]|~$])", r"\\\1", line)

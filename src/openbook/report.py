@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 from rich.table import Table
 from rich.text import Text
 
 from openbook import plots
 from openbook.findings import NOTHING, Report, comparison, duration, limits, percent, points, title, verdicts
+from openbook.markdown import environment
 
 __all__ = ["Report", "console_table", "html", "markdown", "model_card", "verdicts"]
 
@@ -50,7 +51,6 @@ BANK_FACTS = {
 }
 HUB_METRICS = {"pearson": "pearsonr"}  # where the Hub's name is not ours
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-LONGEST_TEXT = 300  # characters shown of a text
 
 
 def console_table(report: Report) -> Table:
@@ -67,20 +67,19 @@ def console_table(report: Report) -> Table:
 
 def markdown(report: Report) -> str:
     """The whole report without its figures."""
-    return _markdown_environment().get_template("report.md.j2").render(_context(report))
+    return _environment(html=False).get_template("report.md.j2").render(_context(report))
 
 
 def html(report: Report) -> str:
     """One page that needs nothing from outside and no JavaScript; every text of the data is escaped."""
-    environment = _environment(autoescape=True)
-    return environment.get_template("report.html.j2").render(_context(report), **_figures(report))
+    return _environment(html=True).get_template("report.html.j2").render(_context(report), **_figures(report))
 
 
 def model_card(report: Report) -> str:
     """The README of the student's folder: front matter as the Hugging Face Hub documents it, use, results, limits."""
     front_matter = yaml.safe_dump(_front_matter(report), sort_keys=False, allow_unicode=True)
     context = _context(report) | {"front_matter": Markup(front_matter)}  # YAML, not Markdown
-    return _markdown_environment().get_template("model_card.md.j2").render(context)
+    return _environment(html=False).get_template("model_card.md.j2").render(context)
 
 
 def _context(report: Report) -> dict[str, Any]:
@@ -189,49 +188,16 @@ def _front_matter(report: Report) -> dict[str, Any]:
     }
 
 
-def _environment(autoescape: bool) -> Environment:
-    environment = Environment(
-        loader=PackageLoader("openbook"),
-        autoescape=autoescape,  # Markdown has an escape of its own
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.globals.update(zip=zip, model_names=plots.MODELS)
-    environment.filters.update(clip=_clip, label=_label, percent=percent, table=_markdown_table, fenced=_fenced)
-    return environment
-
-
-def _markdown_environment() -> Environment:
-    environment = _environment(autoescape=False)
-    environment.finalize = _escape_markdown
-    return environment
-
-
-def _clip(text: str) -> str:
-    """One line of bounded length; the tab between the two texts of a pair becomes a slash."""
-    line = " ".join(text.replace("\t", " / ").split())
-    return line if len(line) <= LONGEST_TEXT else line[: LONGEST_TEXT - 1].rstrip() + "…"
+def _environment(html: bool) -> Environment:
+    made = environment(html)
+    made.globals.update(zip=zip, model_names=plots.MODELS)
+    made.filters.update(label=_label, percent=percent, fenced=_fenced)
+    return made
 
 
 def _label(value: str | float | None) -> str:
     """A class name, or a score of a regression."""
     return NOTHING if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
-
-
-def _escape_markdown(value: Any) -> str:
-    """Any text as one line that Markdown shows as it is; markup made here passes."""
-    if isinstance(value, Markup):
-        return value
-    line = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]|~$])", r"\\\1", line)
-
-
-def _markdown_table(columns: Mapping[str, Sequence[Any]]) -> Markup:
-    header, *rows = [map(_escape_markdown, row) for row in (columns, *zip(*columns.values(), strict=True))]
-    rule = ["---", *["---:"] * (len(columns) - 1)]
-    return Markup("\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)))
 
 
 def _fenced(text: str, language: str) -> Markup:
