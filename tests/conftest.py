@@ -8,6 +8,7 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ.pop("OPENBOOK_DATA", None)
 
 import csv
+import json
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -162,4 +163,81 @@ distill:
   workers: 1
 evaluate: {{latency_rows: 4, throughput_rows: 8, repeats: 2, examples: 3}}
 seeds: [0, 1]
+"""
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory: pytest.TempPathFactory, world: Path, pretrained: Path) -> Path:
+    folder = tmp_path_factory.mktemp("many")
+    random = Random(5)
+    with (folder / "scores.jsonl").open("w") as file:
+        for row in range(120):
+            good = random.randint(0, 4)
+            words = [one_of(random, GOOD if place < good else BAD) for place in range(4)]
+            file.write(
+                json.dumps({"text": f"the {one_of(random, THINGS)} was {' '.join(words)} {row}", "score": good}) + "\n"
+            )
+    with (folder / "pairs.jsonl").open("w") as file:
+        for row in range(120):
+            one = one_of(random, THINGS)
+            two = one if row % 2 else one_of(random, " ".join(thing for thing in THINGS.split() if thing != one))
+            file.write(
+                json.dumps({"one": f"the {one} {row}", "two": f"a {two}", "label": "same" if row % 2 else "other"})
+                + "\n"
+            )
+    (folder / "recipe.yaml").write_text(MANY.format(world=world, pretrained=pretrained, folder=folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trials_here() -> Any:
+    """Trials run in this process: starting others costs seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "openbook.stages.evaluate_agnostic.run_jobs",
+            lambda work, jobs, *_: [work(*job, lambda done: None) for job in jobs],
+        )
+        yield
+
+
+MANY = """\
+name: many
+teacher:
+  model: {pretrained}
+  tasks:
+    - &reviews {{name: reviews, text: text, label: label, train: {{path: {world}/train.csv}},
+        test: {{path: {world}/test.csv}}, max_length: 24}}
+    - &scores {{name: scores, kind: regression, text: text, label: score, train: {{path: {folder}/scores.jsonl}},
+        test_share: 0.2, max_length: 24}}
+    - {{name: pairs, text: one, text_pair: two, label: label, train: {{path: {folder}/pairs.jsonl}}, test_share: 0.2,
+        max_length: 24}}
+  mixture: {{passes: 6, tasks_per_update: 4, micro_batch: 8}}
+  optim: {{learning_rate: 2.0e-3, precision: fp32, checkpoint_every: 7, keep: best}}
+  judge_every: 10
+text:
+  sources: [{{path: {world}/general.txt}}]
+  budget_tokens: 3000
+  length: 12
+  long_length: 24
+  least: 4
+students:
+  - {{name: small, layers: 1, hidden_size: 16, heads: 2, dropout: 0.1}}
+  - {{name: wide, layers: 2, hidden_size: 32, heads: 4, embeddings: projected,
+      optim: {{learning_rate: 5.0e-3, precision: fp32, batch_tokens: 256, checkpoint_every: 7}}}}
+fine_tune:
+  tasks:
+    - *reviews
+    - {{name: other, text: text, label: label, train: {{path: {world}/train.csv}}, test: {{path: {world}/test.csv}},
+        max_length: 24, family: sentiment, group: reviews}}
+  learning_rates: [2.0e-3, 1.0e-6]
+  epochs: [4]
+  seeds: [0, 1]
+  optim: {{precision: fp32, batch_size: 16}}
+  few:
+    tasks: [*scores]
+    shots: [4]
+    draws: 2
+    epochs: [3]
+distill:
+  optim: {{learning_rate: 2.0e-3, precision: fp32, batch_tokens: 256, tokens: 6000, checkpoint_every: 7}}
 """

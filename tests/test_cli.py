@@ -18,7 +18,7 @@ from openbook.pipeline import RunError
 
 STAGES = (
     "run", "train-teacher", "build-bank", "retrieve", "build-corpus", "record-answers", "distill", "build-kb",
-    "evaluate", "report",
+    "evaluate", "report", "build-text",
 )  # fmt: skip
 OPTIONS = {name: ("--set", "--run-dir", "--dry-run") for name in STAGES} | {
     "predict": ("--model", "--pair", "--explain", "--json"),
@@ -144,7 +144,7 @@ def test_a_run_lives_below_runs_unless_told(world: Path, tmp_path: Path, monkeyp
 def test_tasks_lists_what_is_built_in() -> None:
     output = plain(call("tasks").output)
     assert "trec" in output
-    assert "description" in output
+    assert "rotten-tomatoes" in output
     assert "nyu-mll/glue" in output
 
 

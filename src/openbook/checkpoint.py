@@ -46,6 +46,15 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def link(place: Path, target: Path) -> None:
+    """Make `place` lead to `target`, which need not exist yet."""
+    if place.is_symlink() and place.readlink() == target.absolute():
+        return
+    place.unlink(missing_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(target.absolute())
+
+
 def partial_folder(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.partial")
 

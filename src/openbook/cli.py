@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from openbook.config import UsageError
 from openbook.console import console
@@ -164,28 +164,33 @@ def experiment(
     ] = None,
     page: Annotated[Path | None, typer.Option("--page", help="Default: docs/results/<name>.md.")] = None,
 ) -> None:
-    """Run a grid of arms x tasks x seeds; skips what is done, and writes a page of results."""
-    from openbook.experiment import Experiment, default_scale, execute
-    from openbook.grid import load_grid
+    """Run a grid of arms, tasks and seeds; skips what is done, and writes a page of results."""
+    from openbook import agnostic_experiment, experiment
+    from openbook.agnostic_grid import agnostic_grid, is_agnostic
+    from openbook.grid import grid_of, raw_grid
 
-    grid = load_grid(file)
+    raw = raw_grid(file)
+    grid: Any = agnostic_grid(raw, file) if is_agnostic(raw) else grid_of(raw, file)
+    if is_agnostic(raw) and task:
+        raise UsageError(f"--task {task[0]!r}: {file} fine-tunes every student on all tasks; choose arms with --arm")
     for given, known, option in (
-        (task, grid.tasks, "--task"),
+        (task, {} if is_agnostic(raw) else grid.tasks, "--task"),
         (arm, grid.arms, "--arm"),
         ([scale] if scale else [], grid.scales, "--scale"),
     ):
         for name in given or ():
             if name not in known:
                 raise UsageError(f"{option} {name!r} is not in {file}; choose from {', '.join(known)}")
-    work = Experiment(
-        grid,
-        scale or default_scale(grid),
-        run_dir or Path("runs", "experiments", grid.name),
-        results or Path("benchmarks", "results", grid.name),
-    )
+    scale = scale or experiment.default_scale(grid)
+    root = run_dir or Path("runs", "experiments", grid.name)
+    kept = results or Path("benchmarks", "results", grid.name)
     target = page or Path("docs", "results", f"{grid.name}.md")
-    execute(work, task or list(grid.tasks), arm, target)
-    console.print(f"results: {work.results}\npage:    {target}", markup=False)
+    if is_agnostic(raw):
+        work = agnostic_experiment.AgnosticExperiment(grid, scale, root, kept)
+        agnostic_experiment.execute(work, arm, target)
+    else:
+        experiment.execute(experiment.Experiment(grid, scale, root, kept), task or list(grid.tasks), arm, target)
+    console.print(f"results: {kept}\npage:    {target}", markup=False)
 
 
 @app.command()
@@ -270,13 +275,16 @@ def init(
 
 @app.command()
 def tasks() -> None:
-    """List the built-in tasks: what they are about, their labels, metrics, and where their rows are."""
-    from openbook.data.tasks import TASKS
+    """List the tasks that can be named here: what they are about, how many rows they have, and where these are."""
+    from openbook.data.catalogue import known_tasks
 
-    table = Table("task", "family", "kind", "labels", "metrics", "hub")
-    for name, task in TASKS.items():
-        where = " ".join(part for part in (task.hub, task.config) if part) or "package"
-        table.add_row(name, task.family, task.kind, ", ".join(task.labels or ()), ", ".join(task.metrics), where)
+    names = ("task", "family", "provenance", "kind", "labels", "metrics", "rows", "found")
+    table = Table(*(Column(name, overflow="fold") for name in names))
+    for task in known_tasks():
+        rows = ", ".join(f"{split} {count:,}" for split, count in (task.rows or {}).items())
+        labels = "" if task.labels is None else str(task.labels)
+        cells = (task.name, task.family, ", ".join(sorted(task.groups)), task.kind or task.problem, labels)
+        table.add_row(*cells, ", ".join(task.metrics), rows, task.found)
     console.print(table)
 
 

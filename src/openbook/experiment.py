@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from openbook.checkpoint import fingerprint, read_json, write_json
+from openbook.checkpoint import fingerprint, link, read_json, write_json
 from openbook.config import FileSource
 from openbook.console import console
 from openbook.experiment_page import publish
@@ -61,9 +61,9 @@ class Experiment:
         return self.folder_of(one.task, one.arm) / "runs" / f"seed-{one.seed}-{one.label}.json"
 
 
-def default_scale(grid: Grid) -> str:
+def default_scale(grid: Any) -> str:
     """The largest size with a GPU, the smallest without."""
-    return list(grid.scales)[-1 if torch.cuda.is_available() else 0]
+    return str(list(grid.scales)[-1 if torch.cuda.is_available() else 0])
 
 
 def execute(experiment: Experiment, tasks: Sequence[str], arms: Sequence[str] | None, page: Path) -> None:
@@ -167,15 +167,6 @@ def prepare(experiment: Experiment, one: Cell) -> None:
     describe_arm(experiment, one, run)
     for split in ("holdout", "test"):  # here, or several workers would write them at once
         run.tokens(split, getattr(run.task, split), run.tokenizer)
-
-
-def link(place: Path, target: Path) -> None:
-    """Make `place` lead to `target`, which need not exist yet."""
-    if place.is_symlink() and place.readlink() == target.absolute():
-        return
-    place.unlink(missing_ok=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    place.symlink_to(target.absolute())
 
 
 def train_cell(experiment: Experiment, one: Cell, key: str, progress: Callable[[int], None]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from openbook.config import UsageError
 from openbook.data.roles import Role
-from openbook.metrics import Difference, holm
+from openbook.metrics import Difference, holm, with_p
 
 TEACHER = "teacher"  # in the place of a student: the arm's teacher itself, fine-tuned on the task
 SMALLEST_GAIN = 0.002  # of a teacher: what is transferred of less than 0.2 points is noise
@@ -186,15 +186,7 @@ def crossed_difference(cells: Cells, null: float = 0.0, draws: int = DRAWS, seed
             picked = values[task[:, None], distillation[:, None], drawn]
             means += np.where(slots < here, picked, 0).sum(axis=1) / here[:, 0]
     means /= counts.size
-    return _with_p(observed, means, null, counts.size if counts.shape[1] > 1 else int(counts.sum()))
-
-
-def _with_p(observed: float, means: np.ndarray, null: float, count: int) -> tuple[Difference, float]:
-    low, high = np.quantile(means, (0.025, 0.975))
-    surplus, chance = observed - null, means - observed
-    tail = min(np.mean(chance >= surplus), np.mean(chance <= surplus))
-    p = min(1.0, max(2 * float(tail), 1 / (len(means) + 1), 2.0 ** (1 - count)))
-    return Difference(observed, float(low), float(high)), p
+    return with_p(observed, means, null, counts.size if counts.shape[1] > 1 else int(counts.sum()))
 
 
 def _checked(scores: Iterable[Score]) -> list[Score]:

@@ -104,13 +104,21 @@ class Cell:
 
 def load_grid(path: Path) -> Grid:
     """Read and check the file. Raises UsageError naming key, value and fix, also for names that do not fit together."""
+    return grid_of(raw_grid(path), path)
+
+
+def raw_grid(path: Path) -> Any:
+    """The file of an experiment of either kind, as YAML reads it."""
     try:
-        raw = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
         shipped = ", ".join(str(p) for p in sorted(Path("experiments").glob("*.yaml"))) or "none in ./experiments"
         raise UsageError(
             f"{path} cannot be read ({error.strerror}); name an experiment file (here: {shipped})"
         ) from error
+
+
+def grid_of(raw: Any, path: Path) -> Grid:
     try:
         grid = Grid.model_validate(raw)
     except ValidationError as error:

@@ -356,10 +356,18 @@ def hierarchical_difference(
             here = np.flatnonzero(drawn == task)
             means[here] += group[random.integers(len(group), size=(len(here), len(group)))].mean(axis=1)
     means /= len(values)
+    return with_p(observed, means, null, count)
+
+
+def with_p(observed: float, means: Array, null: float, count: int) -> tuple[Difference, float]:
+    """The 95 % interval of a bootstrap's means (draws,), and the two-sided p of the mean being `null`.
+
+    p is at least 1 / (draws + 1), and 2^(1 - count) for `count` differences, as a sign test of them is.
+    """
     low, high = np.quantile(means, (0.025, 0.975))
     surplus, chance = observed - null, means - observed
     tail = min(np.mean(chance >= surplus), np.mean(chance <= surplus))
-    p = min(1.0, max(2 * float(tail), 1 / (draws + 1), 2.0 ** (1 - count)))
+    p = min(1.0, max(2 * float(tail), 1 / (len(means) + 1), 2.0 ** (1 - count)))
     return Difference(observed, float(low), float(high)), p
 
 

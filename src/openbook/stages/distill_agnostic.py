@@ -73,7 +73,7 @@ def check_start(run: AgnosticRun, student: NamedStudent) -> None:
 def build(run: AgnosticRun, folder: Path) -> None:
     teacher = live_teacher(run)
     learners = [learner_of(run, student, teacher) for student in run.recipe.students]
-    plan = plan_of(run, folder.parent / "text")
+    plan = plan_of(run)
     accelerator = Accelerator()
     untaught = [untaught_by(learner, plan[0].to(accelerator.device)) for learner in learners]
     with track("distilling", count_updates(plan, learners[0].optim)) as advance:
@@ -160,12 +160,12 @@ class Sequel:
         return self.plans[place][step - int(starts[place])]
 
 
-def plan_of(run: AgnosticRun, folder: Path) -> Sequel:
+def plan_of(run: AgnosticRun) -> Sequel:
     """Short blocks, then long ones, each for its share of what is read."""
     optim = run.recipe.distill.optim
     return Sequel(
         [
-            BatchPlan(Tokenised.load(folder / name), share_of(optim, share), run.recipe.seed)
+            BatchPlan(Tokenised.load(run.folder / "text" / name), share_of(optim, share), run.recipe.seed)
             for name, _, share in lengths_of(run.recipe.text)
         ]
     )

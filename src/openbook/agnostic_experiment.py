@@ -1,0 +1,107 @@
+"""Runs a grid of task-agnostic students: teachers and text once, every arm and seed distilled, fine-tuned, judged."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openbook.agnostic_grid import AgnosticGrid, recipe_of
+from openbook.agnostic_page import publish
+from openbook.agnostic_run import AgnosticRun
+from openbook.checkpoint import fingerprint, link, read_json, write_json
+from openbook.console import console
+from openbook.pipeline import alone, check, perform, plan
+
+SHARED = ("tokens", "trials")  # folders whose content goes by fingerprint
+
+
+@dataclass(frozen=True)
+class AgnosticExperiment:
+    """A grid at work: results go to `results` (small, to be kept), all else to `root` (large, can be made again)."""
+
+    grid: AgnosticGrid
+    scale: str
+    root: Path
+    results: Path
+
+    def run_of(self, arm: str, seed: int) -> AgnosticRun:
+        return AgnosticRun(recipe_of(self.grid, arm, self.scale, seed), self.root / "cells" / arm / f"seed-{seed}")
+
+    def record_of(self, arm: str, seed: int) -> Path:
+        return self.results / arm / f"seed-{seed}.json"
+
+
+def execute(experiment: AgnosticExperiment, arms: Sequence[str] | None, page: Path) -> None:
+    """Run what is missing, and write the page anew after each arm and seed. Any interruption loses one training."""
+    cells = [(arm, seed) for seed in experiment.grid.seeds for arm in arms or experiment.grid.arms]
+    for arm, seed in cells:  # every recipe is checked before the first one runs
+        check(experiment.run_of(arm, seed))
+    with alone(experiment.root):
+        describe(experiment)
+        for place, (arm, seed) in enumerate(cells, start=1):
+            console.print(
+                f"[bold]arm {arm}, seed {seed}[/] ({place} of {len(cells)}): {experiment.grid.arms[arm].title}"
+            )
+            finish(experiment, arm, seed)
+            publish(experiment.results, page)
+
+
+def finish(experiment: AgnosticExperiment, arm: str, seed: int) -> None:
+    """Bring one run up to date, with what other runs made from the same, and keep its results."""
+    run, path = experiment.run_of(arm, seed), experiment.record_of(arm, seed)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    for name in SHARED:
+        link(run.folder / name, experiment.root / "store" / name)
+        (experiment.root / "store" / name).mkdir(parents=True, exist_ok=True)
+    steps = plan(run)
+    for step in steps:
+        folder = step.stage.folder
+        link(run.folder / folder, experiment.root / "store" / folder / fingerprint(step.inputs)[:16])
+    key = fingerprint([step.inputs for step in steps])
+    if path.exists() and read_json(path)["key"] == key:
+        console.print("                done before")
+        return
+    for step in plan(run):
+        perform(run, step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"key": key, "arm": arm, "seed": seed, **told(run)})
+
+
+def told(run: AgnosticRun) -> dict[str, Any]:
+    """What the page is made of: the teacher's tasks, the text, the students' losses, every fine-tuning."""
+    students = {
+        student.name: {
+            "loss": read_json(run.folder / "students" / student.name / "history.json")[-1]["loss"],
+            "updates": read_json(run.folder / "students" / student.name / "history.json")[-1]["step"],
+        }
+        for student in run.recipe.students
+    }
+    return {
+        "teacher": read_json(run.folder / "teacher" / "scores.json")["tasks"],
+        "text": read_json(run.folder / "text" / "statistics.json"),
+        "students": students,
+        "rows": read_json(run.folder / "evaluation" / "results.json")["rows"],
+    }
+
+
+def describe(experiment: AgnosticExperiment) -> None:
+    """What the grid is, for whoever reads its results later."""
+    grid = experiment.grid
+    recipe = recipe_of(grid, grid.multi_task, experiment.scale, grid.seeds[0])
+    experiment.results.mkdir(parents=True, exist_ok=True)
+    told = grid.model_dump(mode="json", include={"name", "title", "plain", "multi_task", "contrasts", "seeds"})
+    told |= {
+        "scale": experiment.scale,
+        "arms": {name: arm.title for name, arm in grid.arms.items()},
+        "students": {student.name: student.model_dump(mode="json") for student in recipe.students},
+        "teacher": recipe.teacher.model_dump(mode="json", exclude={"tasks"}),
+        "budget_tokens": recipe.text.budget_tokens,
+        "fine_tune": recipe.fine_tune.model_dump(mode="json", include={"select", "seeds", "rows", "test_rows"}),
+        "machine": {"cores": os.cpu_count(), "torch": torch.__version__},
+    }
+    write_json(experiment.results / "grid.json", told)

@@ -1,0 +1,165 @@
+"""The page of an experiment on task-agnostic students: contrasts first, then every score behind them, as Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from openbook.checkpoint import read_json
+from openbook.config import UsageError
+from openbook.gains import TEACHER, Contrast, Evidence, Row, Score, contrasts, report
+from openbook.markdown import environment
+
+NONE = "–"
+HELD = 0.05  # the corrected p from which on a difference is not shown
+
+Columns = dict[str, list[str]]
+
+
+def publish(results: Path, page: Path) -> None:
+    """Write the page of a folder of results. Raises UsageError for results that cannot be read."""
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(render(results), encoding="utf-8")
+
+
+def render(results: Path) -> str:
+    try:
+        grid = read_json(results / "grid.json")
+        records = [read_json(path) for path in sorted(results.glob("*/seed-*.json"))]
+        scores = scores_of(records)
+        lost = [row for record in records for row in record["rows"] if row["status"] != "ok"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"{results} holds no results that can be read ({error!r}); run the experiment again"
+        ) from error
+    known = report(scores, grid["plain"], grid["multi_task"]) if scores else []
+    context = {
+        "g": grid,
+        "done": {arm: sorted(r["seed"] for r in records if r["arm"] == arm) for arm in grid["arms"]},
+        "evidence": evidence_table(grid, declared(grid, scores)),
+        "roles": [(role, role_table(grid, rows)) for role, rows in by_role(known).items()],
+        "teacher": teacher_table(grid, records),
+        "students": student_table(records),
+        "lost": lost,
+        "trainings": len(scores) + len(lost),
+    }
+    return re.sub(r"\n{3,}", "\n\n", environment().get_template("agnostic_experiment.md.j2").render(context))
+
+
+def scores_of(records: Sequence[Mapping[str, Any]]) -> list[Score]:
+    """The fine-tunings that came to an end. An arm's teacher has no distillation seed, and is told with every one."""
+    found: dict[Score, None] = {}
+    for record, row in ((one, row) for one in records for row in one["rows"] if row["status"] == "ok"):
+        score = Score(
+            arm=record["arm"],
+            student=row["model"],
+            task=row["task"],
+            role=row["role"],
+            family=row["family"],
+            shots=row["shots"],
+            draw=row["number"],
+            teacher_seed=0 if record["teacher"] else None,
+            distillation_seed=None if row["model"] == TEACHER else record["seed"],
+            seed=row["seed"],
+            metric=row["metric"],
+            value=row["scores"][row["metric"]],
+        )
+        found[score] = None
+    return list(found)
+
+
+def declared(grid: Mapping[str, Any], scores: Sequence[Score]) -> list[tuple[str, Evidence]]:
+    """Every declared claim for every student and role that has scores, corrected together."""
+    places = sorted({(s.student, s.role, s.shots) for s in scores if s.student != TEACHER}, key=str)
+    asked = [
+        (one["name"], Contrast(one["name"], one["weights"], *place)) for one in grid["contrasts"] for place in places
+    ]
+    found = contrasts(scores, [contrast for _, contrast in asked]) if asked else []
+    return [(name, evidence) for (name, _), evidence in zip(asked, found, strict=True)]
+
+
+def evidence_table(grid: Mapping[str, Any], found: Sequence[tuple[str, Evidence]]) -> Columns:
+    columns: Columns = {
+        name: [] for name in ("contrast", "student", "tasks", "points", "95 % interval", "p (Holm)", "shown")
+    }
+    for name, one in found:
+        interval = NONE if one.low is None or one.high is None else f"{100 * one.low:+.1f} to {100 * one.high:+.1f}"
+        role = one.contrast.role if one.contrast.shots is None else f"{one.contrast.role}, {one.contrast.shots} shots"
+        cells = (
+            name,
+            one.contrast.student,
+            f"{role} ({len(one.tasks)})",
+            NONE if one.difference is None else f"{100 * one.difference:+.1f}",
+            interval,
+            NONE if one.p is None else f"{one.p_holm:.3f}",
+            verdict(one),
+        )
+        for column, cell in zip(columns.values(), cells, strict=True):
+            column.append(cell)
+    return columns
+
+
+def verdict(one: Evidence) -> str:
+    if one.low is None or one.high is None or one.difference is None:
+        return "too few runs"
+    if one.p_holm >= HELD or one.low <= 0 <= one.high:
+        return "no difference shown"
+    return "higher" if one.difference > 0 else "lower"
+
+
+def by_role(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        shots = "" if row.group.shots is None else f", {row.group.shots} shots"
+        found.setdefault(f"{row.group.role}{shots}", []).append(row)
+    return found
+
+
+def role_table(grid: Mapping[str, Any], rows: Sequence[Row]) -> Columns:
+    """Means of every arm: of the role, of its families, of each task; students below each other."""
+    columns: Columns = {
+        "tasks": [],
+        "model": [],
+        **{arm: [] for arm in grid["arms"]},
+        "gain": [],
+        "of the teacher's": [],
+    }
+    for row in rows:
+        group = row.group
+        columns["tasks"].append(group.task or (f"{group.family}: mean" if group.family else "mean"))
+        columns["model"].append(row.student)
+        for arm in grid["arms"]:
+            value = row.means.get(arm)
+            columns[arm].append(NONE if value is None else f"{100 * value:.1f}")
+        columns["gain"].append(NONE if row.gain is None else f"{100 * row.gain.student:+.1f}")
+        ratio = None if row.gain is None else row.gain.ratio
+        columns["of the teacher's"].append(NONE if ratio is None else f"{100 * ratio:.0f} %")
+    return columns
+
+
+def teacher_table(grid: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Columns:
+    """What the teacher of many tasks scores on rows set aside with its own heads, beside a guess."""
+    told: Mapping[str, Any] = next((r["teacher"] for r in records if r["arm"] == grid["multi_task"]), {})
+    return {
+        "task": list(told),
+        "metric": [one["metric"] for one in told.values()],
+        "rows": [str(one["rows"]) for one in told.values()],
+        "passes": [f"{one['passes']:.1f}" for one in told.values()],
+        "near duplicates dropped": [str(one["near_duplicates"]) for one in told.values()],
+        "a guess": [f"{100 * one['guess']:.1f}" for one in told.values()],
+        "teacher": [f"{100 * one['score']:.1f}" for one in told.values()],
+    }
+
+
+def student_table(records: Sequence[Mapping[str, Any]]) -> Columns:
+    """How the distillations ended."""
+    lines = [(r["arm"], r["seed"], name, one) for r in records for name, one in r["students"].items()]
+    return {
+        "arm": [arm for arm, _, _, _ in lines],
+        "seed": [str(seed) for _, seed, _, _ in lines],
+        "student": [name for _, _, name, _ in lines],
+        "updates": [str(one["updates"]) for _, _, _, one in lines],
+        "loss at the end": [f"{one['loss']:.4f}" for _, _, _, one in lines],
+    }
