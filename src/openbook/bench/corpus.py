@@ -113,12 +113,11 @@ def compare(
         rates: dict[str, list[float]] = {engine.name: [] for engine in engines}
         hits: dict[str, Any] = {}
         for engine in engines:
-            engine.search(texts[:WARM])
+            engine.ask(texts[:WARM])
         for _ in range(rounds):
             for engine in engines:
-                seconds, positions, scores = engine.search(texts)
+                seconds, hits[engine.name] = engine.ask(texts)
                 rates[engine.name].append(len(texts) / seconds)
-                hits[engine.name] = positions, scores
         found[task] = {
             "anchors": len(texts),
             "anchors_per_second": {name: round(median(of), 1) for name, of in rates.items()},

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 
@@ -54,27 +54,19 @@ def memory_of_tree() -> int:
     return total
 
 
-class Searcher(Protocol):
-    """A rival: opened once, asked often."""
-
-    def __call__(self, queries: Sequence[str]) -> tuple[list[list[int]], list[list[float]]]:
-        """Positions and scores of the best hits of every query, best first."""
-        ...
-
-
 class Rival:
-    """A searcher in a process of its own, so that neither memory nor caches are shared with the others."""
+    """Something that is opened once and asked often, in a process of its own: it shares no memory with the others."""
 
-    def __init__(self, name: str, open_: Callable[..., Searcher], *args: Any) -> None:
+    def __init__(self, name: str, open_: Callable[..., Callable[[Any], Any]], *args: Any) -> None:
         self.name = name
         context = get_context("spawn")
         self._line, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, open_, args), daemon=True)
         self._process.start()
 
-    def search(self, queries: Sequence[str]) -> tuple[float, list[list[int]], list[list[float]]]:
-        """Seconds, positions, scores."""
-        self._line.send(list(queries))
+    def ask(self, request: Any) -> tuple[float, Any]:
+        """Seconds, and the answer. Raises RuntimeError if it failed."""
+        self._line.send(request)
         answer = self._line.recv()
         if isinstance(answer, str):
             raise RuntimeError(f"{self.name}: {answer}")
@@ -88,13 +80,13 @@ class Rival:
         return peak
 
 
-def serve(line: Connection, open_: Callable[..., Searcher], args: tuple[Any, ...]) -> None:
-    searcher = open_(*args)
-    while (queries := line.recv()) is not None:
+def serve(line: Connection, open_: Callable[..., Callable[[Any], Any]], args: tuple[Any, ...]) -> None:
+    answer_to = open_(*args)
+    while (request := line.recv()) is not None:
         try:
             started = time.perf_counter()
-            positions, scores = searcher(queries)
-            line.send((time.perf_counter() - started, positions, scores))
+            answer = answer_to(request)
+            line.send((time.perf_counter() - started, answer))
         except Exception as error:
             line.send(f"{type(error).__name__}: {error}")
     line.send(largest_memory())

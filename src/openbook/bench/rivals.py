@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from openbook.bench.measure import Searcher
 from openbook.retrieval.bm25 import Index
 from openbook.retrieval.passages import lex
+
+# positions and scores of the best hits of every query, best first
+Searcher = Callable[[Sequence[str]], tuple[list[list[int]], list[list[float]]]]
 
 K1, B = 1.2, 0.75
 THREADS = 2

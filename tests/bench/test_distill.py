@@ -1,0 +1,56 @@
+"""The bench of distillation compares like with like: the engines agree on the loss before they are timed."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openbook.bench import distill
+from openbook.bench.minilm_rivals import open_plain
+from openbook.config import FileSource, Optim, StudentSettings
+
+SHAPE = StudentSettings(architecture="bert", layers=2, hidden_size=16, heads=2, intermediate_size=32)
+
+
+class Here:
+    """A rival in this process: starting others costs seconds."""
+
+    def __init__(self, name: str, open_: Callable[..., Callable[[Any], Any]], *args: Any) -> None:
+        self.name, self.answer = name, open_(*args)
+
+    def ask(self, request: Any) -> tuple[float, Any]:
+        started = time.perf_counter()
+        return time.perf_counter() - started + 1e-3, self.answer(request)
+
+    def close(self) -> int:
+        return 1
+
+
+@pytest.fixture
+def result(world: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr(distill, "Rival", Here)
+    monkeypatch.setattr(distill, "RIVALS", {"plain": open_plain})
+    monkeypatch.setattr(distill, "Cut", lambda length, *rest: distill_cut(12, 0.5, 4, 0))
+    text = FileSource(path=str(world / "general.txt"))
+    optim = Optim(learning_rate=1e-3, batch_tokens=128, precision="fp32")
+    return distill.run(str(pretrained), SHAPE, text, optim, updates=2, rounds=2, folder=tmp_path)
+
+
+distill_cut = distill.Cut
+
+
+def test_the_engines_agree_on_the_loss(result: dict[str, Any]) -> None:
+    first = result["first_loss"]
+    assert first["plain"] == pytest.approx(first["openbook"], rel=1e-4)
+    assert first["openbook, two students"] == pytest.approx(first["openbook"], rel=1e-6)
+    assert first["openbook"] > 0
+
+
+def test_figures_and_tables(result: dict[str, Any]) -> None:
+    assert set(result["ratio"]) == {"plain", "openbook, two students"}
+    assert 0 <= result["padding"] < 0.3
+    assert list(result["peak_bytes_by_relation_heads"]) == ["1", "16"]
+    speed, memory = distill.tables(result)
+    assert (speed.row_count, memory.row_count) == (3, 2)
