@@ -17,9 +17,9 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 from typer.testing import CliRunner
 
 from openbook.cli import app
-from openbook.config import Optim, Recipe, Settings, StudentSettings
+from openbook.config import Optim, Recipe, Settings, StudentSettings, TaskSettings
 from openbook.data.batches import tokenise
-from openbook.data.tasks import TaskData
+from openbook.data.tasks import TaskData, describe_task
 from openbook.grid import load_grid
 from openbook.inference import answers_of, outputs_of
 from openbook.knowledge_base import store
@@ -70,7 +70,7 @@ WRITTEN = {f"recipes/{Path(words[2]).stem}.yaml" for _, words in OPENBOOK if wor
 
 def test_all_pages_are_looked_at() -> None:
     names = ["cli", "decisions", "experiments", "how-it-works", "quickstart", "recipe", "report"]
-    names += ["task-agnostic-recipe", "textbook", "your-own-data"]
+    names += ["task-agnostic-recipe", "task-agnostic", "textbook", "your-own-data"]
     assert [page.stem for page in PAGES[3:]] == names
     assert len(OPENBOOK) >= 14
     assert len(MENTIONED) >= 20
@@ -142,9 +142,12 @@ def test_named_files_exist(page: Path) -> None:
 def test_recipes_in_the_pages_are_valid() -> None:
     shipped = yaml.safe_load((ROOT / "recipes" / "quickstart.yaml").read_text(encoding="utf-8"))
     found = [(page, block) for page in PAGES for block in blocks(page, "yaml")]
-    assert len(found) == 4
+    assert len(found) == 5
     for page, block in found:
-        if page.stem != "experiments":
+        if page.stem == "task-agnostic":
+            for task in yaml.safe_load(block):
+                describe_task(TaskSettings.model_validate(task))
+        elif page.stem != "experiments":
             validate_recipe({**shipped, **yaml.safe_load(block)}, page.name)
 
 
