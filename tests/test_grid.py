@@ -116,9 +116,9 @@ def test_a_missing_file_names_those_there_are(tmp_path: Path) -> None:
         load_grid(tmp_path / "absent.yaml")
 
 
-@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.name)
-def test_every_cell_of_the_shipped_experiments_is_a_valid_recipe(path: Path) -> None:
-    grid = load_grid(path)
+def test_every_cell_of_the_shipped_experiment_is_a_valid_recipe() -> None:
+    grid = load_grid(SHIPPED / "corpus.yaml")  # the other kind has a test of its own
+    assert sorted(path.name for path in SHIPPED.glob("*.yaml")) == ["corpus.yaml", "mitkd.yaml"]
     places = [(task, arm, scale) for scale in grid.scales for task in grid.tasks for arm in grid.arms_of(task)]
     recipes = [cell(grid, *place, 0, middle(grid)).recipe for place in places]
     assert len(recipes) >= 2 * len(grid.arms)
