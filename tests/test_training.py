@@ -224,6 +224,15 @@ def test_the_learning_rate_never_exceeds_its_peak(updates: int, warmup: float) -
     assert rates == [*sorted(rates[: rates.index(max(rates))]), *sorted(rates[rates.index(max(rates)) :], reverse=True)]
 
 
+def test_the_published_schedule() -> None:
+    """MITKD specification, F18: 4,000 of 400,000 updates warm up; what gets no gradient still decays."""
+    rates = {1: 1.5e-7, 2_000: 3e-4, 4_000: 6e-4, 103_000: 4.5e-4, 202_000: 3e-4, 301_000: 1.5e-4, 400_000: 0.0}
+    for step, rate in rates.items():
+        assert 6e-4 * scale(step - 1, 400_000, 0.01) == pytest.approx(rate, abs=1e-8)
+    decayed = math.prod(1 - 0.01 * 6e-4 * scale(update, 400_000, 0.01) for update in range(400_000))
+    assert decayed == pytest.approx(0.301193, abs=1e-5)
+
+
 def test_the_loop_follows_the_schedule_and_the_history_tells_it() -> None:
     history, _ = run(lesson_of(), Shuffled(8, 2), Optim(precision="fp32", learning_rate=0.02, warmup=0.25))
     rates = [row["learning_rate"] for row in history]

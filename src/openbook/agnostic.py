@@ -101,6 +101,9 @@ class RelationSettings(Settings):
     norm: Literal["token", "flat", "paddle"] = Field(
         "token", description="what weighs the same: each text (`token`), each token (`flat`), or as in PaddleNLP"
     )
+    sample_relations: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="share of the loss that compares the texts of a batch with each other, position by position"
+    )
     tail: Literal["leave", "aux", "init"] = Field(
         "leave",
         description="what follows the last projections learns nothing: leave it as drawn, teach through one more layer"

@@ -357,6 +357,17 @@ def test_heads_are_regrouped_across_the_models_own() -> None:
     close(losses.split_heads(joined, 1)[0, 0], [[0, 1, 100, 101], [10, 11, 110, 111]])
 
 
+def test_relations_among_the_samples_of_a_batch() -> None:
+    """MITKD specification, F20: the last token of the second text is padding."""
+    teacher, student = (
+        torch.tensor(rows, dtype=torch.float64)[..., None] for rows in (((1, 1), (2, 7)), ((0, 2), (1, -3)))
+    )
+    mask = torch.tensor([[1, 1], [1, 0]])
+    loss = losses.sample_relations((student,) * 3, (teacher,) * 3, mask, 1, pairs=[(0, 0)])
+    close(loss, 0.059358)
+    close(losses.sample_relations((student,) * 3, (teacher,) * 3, mask, 1, pairs=[(0, 0), (1, 1)]), 2 * 0.0593583)
+
+
 def test_a_mixed_pair_of_relations() -> None:
     query, key = tensor([[[1], [1]]], learned=True), tensor([[[1], [0]]], learned=True)
     teacher = (tensor([[[1], [0]]]), tensor([[[0], [2]]]), tensor([[[5], [5]]]))

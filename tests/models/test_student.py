@@ -16,6 +16,7 @@ from openbook.config import StudentSettings, UsageError
 from openbook.distillation.mapping import copied_layers
 from openbook.models.encoder import Encoder, Head, load_headless, load_pretrained
 from openbook.models.student import (
+    headless,
     load_tokenizer,
     new_student,
     principal_components,
@@ -268,3 +269,29 @@ def test_a_slow_tokenizer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("openbook.models.student.AutoTokenizer.from_pretrained", lambda *given, **options: Slow())
     with pytest.raises(UsageError, match="has no fast tokenizer"):
         load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "inner", "parameters"),
+    [
+        (12, 768, None, 109_482_240),
+        (6, 768, None, 66_955_008),
+        (12, 384, None, 33_360_000),
+        (6, 384, None, 22_713_216),
+        (4, 384, None, 19_164_288),
+        (4, 312, 1200, 14_350_248),
+        (6, 256, None, 12_750_080),
+        (3, 128, None, 4_584_192),
+        (6, 384, 3072, 29_800_320),
+    ],
+)
+def test_students_are_of_the_published_sizes(
+    tokenizer: Any, layers: int, width: int, inner: int | None, parameters: int
+) -> None:
+    """MITKD specification, F19: BERT with its pooler, 30,522 words, 512 positions."""
+    shape = StudentSettings(
+        architecture="bert", layers=layers, hidden_size=width, heads=2, intermediate_size=inner or 4 * width
+    )
+    with torch.device("meta"):
+        student = headless(new_student(shape, Head(None), tokenizer, 30_522, 512, 0))
+    assert sum(weight.numel() for weight in student.parameters()) == parameters

@@ -127,7 +127,7 @@ def open_ours(teacher: str, folder: Path, optim: Optim, heads: int, students: in
 def lessons_of(folder: Path, layer: int, heads: int, students: int) -> Iterator[RelationLesson]:
     for _ in range(students):
         student = Encoder(AutoModel.from_pretrained(folder / "student"))
-        relations = Relations(PAIRS, heads, "token", layer, student.layers)
+        relations = Relations(PAIRS, heads, "token", 0.0, layer, student.layers)
         yield RelationLesson(student.listen(layers=[student.layers], stop=True).train(), relations)
 
 

@@ -156,6 +156,19 @@ def relations(
     return torch.stack(kl).sum()
 
 
+def sample_relations(
+    student: Taps, teacher: Taps, mask: Tensor, heads: int, *, pairs: Sequence[tuple[int, int]]
+) -> Tensor:
+    """The same among the samples of a batch at equal positions, (A, B, B) for each; the mean over real tokens.
+
+    As in PP-MiniLM, but with padded samples masked as keys and left out as queries. It depends on which samples share
+    a batch. q, k, v are (B, L, d). Raises ValueError as `relations` does.
+    """
+    turned = [tuple(tap.transpose(0, 1) for tap in side) for side in (student, teacher)]  # each (L, B, d)
+    own, aim = ((side[0], side[1], side[2]) for side in turned)
+    return relations(own, aim, mask.T, heads, norm="flat", pairs=pairs)
+
+
 def project_keys(embedding: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Unit keys normalize(W h + b) (M, d) of teacher embeddings (M, d_t); W (d, d_t), b (d,) (ReAugKD)."""
     if bias.shape != weight.shape[:1]:

@@ -21,6 +21,7 @@ class Relations:
     pairs: Sequence[str]  # such as "qq", "qk"
     heads: int
     norm: losses.Norm
+    sample_share: float  # of the loss: relations among the samples of a batch
     teacher_layer: int
     student_layer: int
 
@@ -36,13 +37,18 @@ class RelationLesson(nn.Module):
         how = self.relations
         own = self.student(batch).relations[how.student_layer]
         aim = answers.relations[how.teacher_layer]
+        places = {pair: [(PLACES[pair[0]], PLACES[pair[1]])] for pair in how.pairs}
         parts = {
-            pair: losses.relations(
-                own, aim, batch.attention_mask, how.heads, norm=how.norm, pairs=[(PLACES[pair[0]], PLACES[pair[1]])]
-            )
-            for pair in how.pairs
+            pair: losses.relations(own, aim, batch.attention_mask, how.heads, norm=how.norm, pairs=place)
+            for pair, place in places.items()
         }
-        return torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()}
+        loss = torch.stack(list(parts.values())).sum()
+        if how.sample_share:
+            parts["samples"] = losses.sample_relations(
+                own, aim, batch.attention_mask, how.heads, pairs=[one for place in places.values() for one in place]
+            )
+            loss = (1 - how.sample_share) * loss + how.sample_share * parts["samples"]
+        return loss, {name: part.detach() for name, part in parts.items()}
 
 
 def without_gradient(module: nn.Module) -> list[str]:

@@ -97,7 +97,7 @@ def relations_of(run: AgnosticRun, student: NamedStudent) -> Relations:
     settings = run.recipe.distill
     heads = relation_heads(run.teacher_config.hidden_size, student.hidden_size, settings.relation_heads)
     taught = student.layers + (settings.tail == "aux")
-    return Relations(settings.relations, heads, settings.norm, teacher_layer(run), taught)
+    return Relations(settings.relations, heads, settings.norm, settings.sample_relations, teacher_layer(run), taught)
 
 
 def live_teacher(run: AgnosticRun) -> AskedOnce:
