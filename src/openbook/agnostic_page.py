@@ -126,7 +126,8 @@ def role_table(grid: Mapping[str, Any], rows: Sequence[Row]) -> Columns:
         "gain": [],
         "of the teacher's": [],
     }
-    for row in rows:
+    several = [row for row in rows if row.group.family is None or row.group.task or len(row.group.tasks) > 1]
+    for row in several:  # the mean of a single task is that task
         group = row.group
         columns["tasks"].append(group.task or (f"{group.family}: mean" if group.family else "mean"))
         columns["model"].append(row.student)
