@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE = 1
 export OMP_WAIT_POLICY = PASSIVE
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help setup demo test check fix clean
+.PHONY: help setup demo test test-slow check fix clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ demo: $(READY) ## the quick start: from a pretrained teacher to a small student 
 
 test: $(READY) ## the default test suite: offline, under five minutes on two cores
 	$(BIN)/python -m pytest
+
+test-slow: $(READY) ## whole runs that are killed or fail again and again: two minutes more
+	$(BIN)/python -m pytest -m slow
 
 check: $(READY) ## format, lint, types, then the tests
 	$(BIN)/ruff format --check .

@@ -136,10 +136,11 @@ def test_a_missing_result_is_made_again_and_is_the_same(
 
 def test_what_the_teacher_scored_is_told_in_other_results_too(finished: Path, grid_file: Path, tmp_path: Path) -> None:
     """Its folder may be older than the results."""
-    work = Experiment(load_grid(grid_file), "small", finished / "runs", tmp_path)
+    shutil.copytree(finished / "runs" / "store", tmp_path / "runs" / "store")
+    work = at(tmp_path, grid_file)
     describe(work)
     prepare(work, work.cell("reviews", "A0", 0, (RATES[0], RATES[0])))
-    told, before = (folder / "reviews" / "teacher.json" for folder in (tmp_path, finished / "results"))
+    told, before = (folder / "results" / "reviews" / "teacher.json" for folder in (tmp_path, finished))
     assert read_json(told) == read_json(before)
 
 

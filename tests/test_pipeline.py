@@ -277,13 +277,28 @@ def failing(monkeypatch: pytest.MonkeyPatch, name: str, error: Exception) -> Non
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (OSError(28, "No space left on device"), "the disk is full in .*finished stages are kept"),
-        (OSError("200000 requested and 38384 written"), "the disk is full"),
-        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), "the disk is full"),
-        (FloatingPointError("the loss is nan at step 3"), "build-corpus: the loss is nan at step 3"),
-        (pipeline.BrokenProcessPool("terminated"), "a worker process was killed.*distill.workers"),
+        pytest.param(
+            OSError(28, "No space left on device"), "the disk is full in .*finished stages are kept", id="system"
+        ),
+        pytest.param(
+            OSError("200000 requested and 38384 written"), "the disk is full", id="numpy", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            "the disk is full",
+            id="safetensors",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            FloatingPointError("the loss is nan at step 3"),
+            "build-corpus: the loss is nan at step 3",
+            id="loss",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            pipeline.BrokenProcessPool("terminated"), "a worker process was killed.*distill.workers", id="worker"
+        ),
     ],
-    ids=["system", "numpy", "safetensors", "loss", "worker"],
 )
 def test_a_failure_keeps_the_old_artefact(
     world: Path, copy: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
@@ -400,6 +415,7 @@ def is_gone(pid: int) -> bool:
     return found is None or found[1] == "Z"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_a_run_that_is_killed_in_every_stage_ends_as_one_that_was_not(
     world: Path, finished: Path, tmp_path: Path, nursery: Nursery
