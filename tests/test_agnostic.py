@@ -45,6 +45,7 @@ def test_the_teacher_learns_every_task_and_is_an_ordinary_encoder(finished: Path
     assert told["reviews"]["score"] > 0.9 > told["reviews"]["guess"]
     assert told["scores"]["score"] > 0.5
     assert told["scores"]["guess"] == 0
+    assert {(task["without_loss"], tuple(task["warnings"])) for task in told.values()} == {(0, ())}
     assert sum(task["passes"] for task in told.values()) == pytest.approx(18, rel=0.1)
     model = AutoModel.from_pretrained(finished / "teacher")
     plain = AutoModel.from_pretrained(pretrained)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from openbook.models.student import load_tokenizer
 from openbook.types import Example
 from openbook.workspace import Workspace, tokenizer_digest
 
+task_of = cache(load_task)  # by settings: teacher, text and fine-tuning read the same rows
+
 
 @dataclass(frozen=True)
 class AgnosticRun(Workspace):
@@ -29,14 +31,14 @@ class AgnosticRun(Workspace):
     @cached_property
     def tasks(self) -> dict[str, TaskData]:
         """The teacher's tasks by name, in the order of the recipe."""
-        return {settings.name: load_task(settings) for settings in self.recipe.teacher.tasks}
+        return {settings.name: task_of(settings) for settings in self.recipe.teacher.tasks}
 
     @cached_property
     def duplicates(self) -> Duplicates:
         """Training rows of the teacher's tasks that nearly equal a row some score of this run comes from."""
         settings = self.recipe.fine_tune
         judged = {task.name: task for task in (*self.recipe.teacher.tasks, *settings.tasks, *settings.few.tasks)}
-        rows = chain.from_iterable(load_task(task).test for task in judged.values())
+        rows = chain.from_iterable(task_of(task).test for task in judged.values())
         return near_duplicates({name: task.train for name, task in self.tasks.items()}, rows)
 
     @cached_property

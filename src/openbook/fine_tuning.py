@@ -12,12 +12,12 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from openbook.agnostic_run import tokens_of_rows
+from openbook.agnostic_run import task_of, tokens_of_rows
 from openbook.checkpoint import fingerprint, read_json, write_json
 from openbook.config import Optim, TaskSettings
 from openbook.data.batches import BatchPlan
 from openbook.data.shots import draw
-from openbook.data.tasks import TaskData, load_task
+from openbook.data.tasks import TaskData
 from openbook.distillation.supervised import Standard, SupervisedLoss, loss_of_kind
 from openbook.models.encoder import load_headless
 from openbook.models.heads import HeadTask, MultiTask
@@ -29,13 +29,11 @@ from openbook.types import Batch, Example
 FAILED = float("-inf")
 ROWS_SEED = 0  # whatever is compared reads the same rows
 
-Task = cache(load_task)  # of settings; several trainings of one process read the same rows
-
 
 @cache
 def digest_of(settings: TaskSettings) -> str:
     """Of all that is read of a task."""
-    task = Task(settings)
+    task = task_of(settings)
     rows = {split: [repr(row) for row in getattr(task, split)] for split in ("train", "holdout", "test")}
     return fingerprint([settings.model_dump(mode="json"), task.labels, rows])
 
@@ -88,14 +86,21 @@ class Limits:
 
 def rows_of(trial: Trial, limits: Limits) -> Rows:
     """The rows set aside select; then they are learned from too, and the reported ones judge (specification, 7.2)."""
-    task = Task(trial.task)
+    task = task_of(trial.task)
     if trial.shots is not None:
         assert trial.number is not None
-        few, select = draw([*task.train, *task.holdout], trial.shots, trial.number, task.labels)
+        few, select = few_of(trial.task, trial.shots, trial.number)
         return Rows(few, some(task.test, limits.test) if trial.is_final else select)
     if trial.is_final:
         return Rows(some([*task.train, *task.holdout], limits.train), some(task.test, limits.test))
     return Rows(some(task.train, limits.train), some(task.holdout, limits.test))
+
+
+@cache
+def few_of(settings: TaskSettings, shots: int, number: int) -> tuple[list[Example], list[Example]]:
+    """A draw of few rows, and as many to select by: seconds of work that many trials share."""
+    task = task_of(settings)
+    return draw([*task.train, *task.holdout], shots, number, task.labels)
 
 
 def some(rows: Sequence[Example], most: int | None) -> Sequence[Example]:
@@ -109,7 +114,7 @@ def fine_tune(
     trial: Trial, place: Place, limits: Limits, optim: Optim, advance: Callable[[int], None] = lambda done: None
 ) -> None:
     """Run a trial and write its result; a training that diverges is a result too."""
-    task, rows, tokenizer = Task(trial.task), rows_of(trial, limits), load_tokenizer(str(place.encoder))
+    task, rows, tokenizer = task_of(trial.task), rows_of(trial, limits), load_tokenizer(str(place.encoder))
     standard = standard_of(task, rows.train)
     head = HeadTask(task.kind, task.labels or (), standard.mean, standard.deviation)
     model = MultiTask(load_headless(str(place.encoder)), {"": head}, trial.seed)

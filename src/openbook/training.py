@@ -176,6 +176,11 @@ def train_together(
     the first. Of several processes, each takes its part of an update's batches, and all end with the weights of one.
     """
     optim = learners[0].optim
+    if optim.accumulation < accelerator.num_processes:
+        raise UsageError(
+            f"an update has {optim.accumulation} batches for {accelerator.num_processes} processes;"
+            " raise optim.accumulation, or use fewer processes"
+        )
     updates = count_updates(plan, optim)
     judged = judged_updates(judge, updates, optim)
     log_every = max(1, updates // 100)
@@ -248,12 +253,7 @@ def seed_of(seed: int, step: int) -> int:
 
 
 def own_part(steps: range, accelerator: Accelerator) -> range:
-    """The batches of an update that this process hears. Raises UsageError where some process would hear none."""
-    if len(steps) < accelerator.num_processes and steps.start == 0:
-        raise UsageError(
-            f"an update has {len(steps)} batches for {accelerator.num_processes} processes;"
-            " raise optim.accumulation, or use fewer processes"
-        )
+    """The batches of an update that this process hears; of the last, short one it may hear none."""
     return steps[accelerator.process_index :: accelerator.num_processes]
 
 

@@ -185,13 +185,13 @@ def test_micro_batches_hold_examples_of_similar_length() -> None:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "steps", "ends"),
-    [(0, 0, []), (0.001, 4, [4]), (1, 12, [12]), (1.5, 20, [12, 20]), (3, 40, [12, 28, 40])],
+    ("epochs", "steps"),
+    [(0, 0), (0.001, 4), (1, 12), (1.5, 20), (3, 40)],
 )
-def test_a_plan_takes_as_many_updates_as_its_passes(epochs: float, steps: int, ends: list[int]) -> None:
+def test_a_plan_takes_as_many_updates_as_its_passes(epochs: float, steps: int) -> None:
     """40 examples, and 3 x 4 in an update: 3.33 updates a pass."""
     plan = Mixture(rows_of(a=30, b=10), Optim(epochs=epochs, batch_size=3, accumulation=4), 0)
-    assert (len(plan), plan.epoch_ends) == (steps, ends)
+    assert len(plan) == steps
     assert len(list(plan)) == steps
     with pytest.raises(IndexError):
         plan[steps]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.table import Table
-from torch.optim import AdamW
+from torch import Tensor
 from transformers import AutoModel
 
 from openbook.bench.measure import Rival
-from openbook.bench.minilm_rivals import RIVALS
-from openbook.checkpoint import fingerprint
+from openbook.bench.minilm_rivals import RIVALS, Steps, steps_of
 from openbook.config import FileSource, Optim, StudentSettings
 from openbook.console import console
 from openbook.data.batches import BatchPlan, Tokenised
@@ -26,13 +26,12 @@ from openbook.distillation.relations import RelationLesson, Relations
 from openbook.distillation.teachers import AskedOnce, LiveTeacher
 from openbook.models.encoder import Encoder, Head, load_headless
 from openbook.models.student import headless, load_tokenizer, new_student
-from openbook.training import precision_of, seed_of, uses_bf16
+from openbook.training import uses_bf16
+from openbook.types import Batch
 
 OURS, TWO = "openbook", "openbook, two students"
 WARM = 2  # updates before the first that counts
 PAIRS = ("qq", "kk", "vv")
-
-Steps = Callable[[Sequence[int]], list[float]]  # runs updates and tells their losses
 
 
 def run(
@@ -86,49 +85,32 @@ def prepare(
     tokenizer, wide = load_tokenizer(teacher), load_headless(teacher)
     assert optim.batch_tokens is not None
     budget = 2 * updates * optim.batch_tokens
-    if not (folder / "text" / "tokens.arrow").exists():
-        write_blocks(documents(text, "--source"), tokenizer, Cut(128, 0.5, 16, 0), budget, folder / "text")
-    place = folder / f"student-{fingerprint(student.model_dump(mode='json'))[:8]}"
+    write_blocks(documents(text, "--source"), tokenizer, Cut(128, 0.5, 16, 0), budget, folder / "text")
     vocabulary = int(wide.model.config.vocab_size)
-    headless(new_student(student, Head(None), tokenizer, vocabulary, 512, 0)).save(place, tokenizer)
-    (folder / "student").unlink(missing_ok=True)
-    (folder / "student").symlink_to(place.absolute())
+    headless(new_student(student, Head(None), tokenizer, vocabulary, 512, 0)).save(folder / "student", tokenizer)
     fits = [n for n in range(1, student.hidden_size + 1) if wide.width % n == student.hidden_size % n == 0]
     chosen = relation_heads(wide.width, student.hidden_size, None)
     return {"relation_heads": chosen, "heads_that_fit": [fits[0], chosen], "teacher_layers": wide.layers}
 
 
 def open_ours(teacher: str, folder: Path, optim: Optim, heads: int, students: int) -> Steps:
-    """Our own loop's arithmetic, for so many students of one teacher pass."""
-    plan = BatchPlan(Tokenised.load(folder / "text"), optim, 0)
+    """Our lessons, for so many students of one teacher pass."""
     wide = load_headless(teacher)
-    bf16 = uses_bf16(optim, torch.device("cpu"))
-    heard = AskedOnce(LiveTeacher(wide.listen(layers=[wide.layers], stop=True), "cpu", "bf16" if bf16 else "fp32"))
-    lessons = list(lessons_of(folder, wide.layers, heads, students))
-    optimizers = [AdamW(lesson.parameters(), lr=optim.learning_rate, fused=True) for lesson in lessons]
-
-    def steps(numbers: Sequence[int]) -> list[float]:
-        told = []
-        for number in numbers:
-            batch = plan[number]
-            for lesson, optimizer in zip(lessons, optimizers, strict=True):
-                torch.manual_seed(seed_of(0, number))
-                with precision_of(optim, torch.device("cpu")):
-                    loss, _ = lesson(batch, heard(batch))
-                torch.autograd.backward(loss)
-                optimizer.step()
-                optimizer.zero_grad()
-                told.append(loss.item())
-        return told
-
-    return steps
+    precision: Literal["bf16", "fp32"] = "bf16" if uses_bf16(optim, torch.device("cpu")) else "fp32"
+    heard = AskedOnce(LiveTeacher(wide.listen(layers=[wide.layers], stop=True), "cpu", precision))
+    lessons = [lesson_of(folder, wide.layers, heads) for _ in range(students)]
+    return steps_of([(lesson, partial(loss_of, lesson, heard)) for lesson in lessons], folder, optim)
 
 
-def lessons_of(folder: Path, layer: int, heads: int, students: int) -> Iterator[RelationLesson]:
-    for _ in range(students):
-        student = Encoder(AutoModel.from_pretrained(folder / "student"))
-        relations = Relations(PAIRS, heads, "token", 0.0, layer, student.layers)
-        yield RelationLesson(student.listen(layers=[student.layers], stop=True).train(), relations)
+def lesson_of(folder: Path, layer: int, heads: int) -> RelationLesson:
+    student = Encoder(AutoModel.from_pretrained(folder / "student"))
+    relations = Relations(PAIRS, heads, "token", 0.0, layer, student.layers)
+    return RelationLesson(student.listen(layers=[student.layers], stop=True).train(), relations)
+
+
+def loss_of(lesson: RelationLesson, heard: AskedOnce, batch: Batch) -> Tensor:
+    loss: Tensor = lesson(batch, heard(batch))[0]
+    return loss
 
 
 def peak_with(teacher: str, folder: Path, optim: Optim, heads: int) -> int:

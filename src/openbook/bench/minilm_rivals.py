@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import AdamW
 from transformers import AutoModel
 
@@ -15,31 +16,36 @@ from openbook.config import Optim
 from openbook.data.batches import BatchPlan, Tokenised
 from openbook.data.sources import installed
 from openbook.training import precision_of, seed_of
+from openbook.types import Batch
 
 Steps = Callable[[Sequence[int]], list[float]]  # runs updates and tells their losses
-LossOf = Callable[[dict[str, torch.Tensor]], torch.Tensor]
+LossOf = Callable[[Batch], torch.Tensor]
 
 
-def steps_of(loss_of: LossOf, student: Any, folder: Path, optim: Optim) -> Steps:
-    """The loop that all rivals share: batches, precision and optimizer as ours."""
+def steps_of(learners: Sequence[tuple[nn.Module, LossOf]], folder: Path, optim: Optim) -> Steps:
+    """The loop that all engines share, ours too: batches, precision, optimizer."""
     plan = BatchPlan(Tokenised.load(folder / "text"), optim, 0)
-    optimizer = AdamW(student.parameters(), lr=optim.learning_rate, fused=True)
+    optimizers = [AdamW(student.parameters(), lr=optim.learning_rate, fused=True) for student, _ in learners]
 
     def steps(numbers: Sequence[int]) -> list[float]:
         told = []
         for number in numbers:
             batch = plan[number]
-            inputs = {name: getattr(batch, name) for name in ("input_ids", "attention_mask", "token_type_ids")}
-            torch.manual_seed(seed_of(0, number))
-            with precision_of(optim, torch.device("cpu")):
-                loss = loss_of(inputs)
-            torch.autograd.backward(loss)
-            optimizer.step()
-            optimizer.zero_grad()
-            told.append(loss.item())
+            for (_, loss_of), optimizer in zip(learners, optimizers, strict=True):
+                torch.manual_seed(seed_of(0, number))
+                with precision_of(optim, torch.device("cpu")):
+                    loss = loss_of(batch)
+                torch.autograd.backward(loss)
+                optimizer.step()
+                optimizer.zero_grad()
+                told.append(loss.item())
         return told
 
     return steps
+
+
+def inputs_of(batch: Batch) -> dict[str, torch.Tensor]:
+    return {name: getattr(batch, name) for name in ("input_ids", "attention_mask", "token_type_ids")}
 
 
 def open_plain(teacher: str, folder: Path, optim: Optim, heads: int) -> Steps:
@@ -58,7 +64,8 @@ def open_plain(teacher: str, folder: Path, optim: Optim, heads: int) -> Steps:
         split = tap.float().view(length, heads, width // heads).transpose(0, 1)
         return split @ split.transpose(1, 2) / math.sqrt(width // heads)
 
-    def loss_of(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def loss_of(batch: Batch) -> torch.Tensor:
+        inputs = inputs_of(batch)
         with torch.no_grad():
             aims = taps(wide, inputs)
         losses = []
@@ -69,7 +76,7 @@ def open_plain(teacher: str, folder: Path, optim: Optim, heads: int) -> Steps:
                 losses.append(kl / (heads * length * len(own)))
         return torch.stack(losses).sum()
 
-    return steps_of(loss_of, narrow, folder, optim)
+    return steps_of([(narrow, loss_of)], folder, optim)
 
 
 def open_bertdistiller(teacher: str, folder: Path, optim: Optim, heads: int) -> Steps:
@@ -91,7 +98,7 @@ def open_bertdistiller(teacher: str, folder: Path, optim: Optim, heads: int) -> 
         report_to="none",
     )
     trainer = MiniLMTrainer(model=narrow, args=arguments, teacher_model=wide)
-    return steps_of(lambda inputs: trainer.compute_loss(narrow, inputs), narrow, folder, optim)
+    return steps_of([(narrow, lambda batch: trainer.compute_loss(narrow, inputs_of(batch)))], folder, optim)
 
 
 RIVALS: dict[str, Callable[..., Steps]] = {"plain": open_plain}

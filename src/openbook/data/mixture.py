@@ -87,14 +87,6 @@ class Mixture:
         self._turns = _turns(self._drawn)  # (steps,) how often its task was drawn before
         self._streams = [_Stream(tokenised.tokens, optim, _seed(seed, name)) for name, tokenised in tasks.items()]
 
-    @property
-    def epoch_ends(self) -> list[int]:
-        """How many steps are done when as many examples were read as there are, for each time; and at the end."""
-        whole = math.ceil(self._optim.epochs)
-        updates = len(self) // self._optim.accumulation
-        done = {min(updates, round(updates * place / self._optim.epochs)) for place in range(1, whole + 1)}
-        return sorted(self._optim.accumulation * update for update in done if update)
-
     def __len__(self) -> int:
         return len(self._drawn)
 

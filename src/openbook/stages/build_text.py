@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from openbook.agnostic import TextSettings
-from openbook.agnostic_run import AgnosticRun, lengths_of
+from openbook.agnostic_run import AgnosticRun, lengths_of, task_of
 from openbook.checkpoint import fingerprint, write_json
 from openbook.config import UsageError
 from openbook.data.blocks import Cut, Document, draw_documents, pieces_per_character, write_blocks
 from openbook.data.sources import digest, documents
-from openbook.data.tasks import load_task
 from openbook.workspace import tokenizer_digest
 
 
@@ -72,5 +71,5 @@ def general_documents(text: TextSettings) -> Iterable[Document]:
 def documents_of_tasks(text: TextSettings) -> Iterable[Document]:
     """The tasks' training rows without their labels; a pair is one document."""
     for settings in text.task_text:
-        for row in load_task(settings).train:
+        for row in task_of(settings).train:
             yield row.id, row.text if row.text_pair is None else f"{row.text} {row.text_pair}"

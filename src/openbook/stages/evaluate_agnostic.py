@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from openbook.agnostic import AgnosticRecipe
-from openbook.agnostic_run import AgnosticRun, tokens_of_rows
+from openbook.agnostic_run import AgnosticRun, task_of, tokens_of_rows
 from openbook.checkpoint import fingerprint, read_json, write_json
 from openbook.config import TaskSettings, UsageError
 from openbook.data.roles import provenance, role_of
-from openbook.fine_tuning import FAILED, Limits, Place, Task, Trial, digest_of, fine_tune, main_score, rows_of
+from openbook.fine_tuning import FAILED, Limits, Place, Trial, digest_of, few_of, fine_tune, main_score, rows_of
 from openbook.gains import TEACHER
 from openbook.parallel import run_jobs
 
@@ -45,10 +45,10 @@ def check(run: AgnosticRun) -> None:
                 f"fine_tune.tasks, {task.name}: max_length={task.max_length} is more than the students read,"
                 f" {run.longest} word-pieces; lower it, or raise text.long_length"
             )
-        _ = Task(task)
+        _ = task_of(task)
     for task, shots, number in product(settings.few.tasks, settings.few.shots, range(settings.few.draws)):
         try:
-            rows_of(Trial("", task, shots, number, 1.0, 1.0, 0, is_final=False), Limits(None, None))
+            few_of(task, shots, number)
         except UsageError as error:
             raise UsageError(f"fine_tune.few.tasks, {task.name}: {error}") from None
 
@@ -120,12 +120,13 @@ def perform(run: AgnosticRun, trials: Sequence[Trial], what: str) -> None:
     """Run the trials without a result, several at a time; each is kept as soon as it is done."""
     settings = run.recipe.fine_tune
     limits = Limits(settings.rows, settings.test_rows)
-    missing = [trial for trial in trials if not place_of(run, trial.model).record_of(trial).exists()]
+    places = {model: place_of(run, model) for model in {trial.model for trial in trials}}
+    missing = [trial for trial in trials if not places[trial.model].record_of(trial).exists()]
     for trial in missing:  # here, or several processes would tokenise the same rows
-        rows, kind = rows_of(trial, limits), Task(trial.task).kind
+        rows, kind = rows_of(trial, limits), task_of(trial.task).kind
         for examples, training in ((rows.train, True), (rows.judged, False)):
             tokens_of_rows(run.folder, trial.task, kind, examples, run.tokenizer, training)
-    jobs = [(trial, place_of(run, trial.model), limits, settings.optim) for trial in missing]
+    jobs = [(trial, places[trial.model], limits, settings.optim) for trial in missing]
     workers = 1 if torch.cuda.is_available() else os.cpu_count() or 1
     if jobs:
         run_jobs(tried, jobs, min(workers, len(jobs)), what, len(jobs))

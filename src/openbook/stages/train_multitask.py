@@ -76,7 +76,7 @@ def build(run: AgnosticRun, folder: Path) -> None:
     tasks = learned(run)
     for given in settings.tasks:  # here, or several processes would write them at once
         held_out(run, given, tasks[given.name])
-    updates = count_updates(mixture_of(run, tasks), optim_of(run.recipe))
+    updates = count_updates(mixture_of(run.recipe, texts_of(run, tasks)), optim_of(run.recipe))
     with track("training the teacher", updates) as advance:
         if settings.processes == 1:
             teach(run.recipe, run.folder, folder, advance)
@@ -93,7 +93,8 @@ def teach(recipe: AgnosticRecipe, run_folder: Path, folder: Path, progress: Call
     heads = {name: head_of(task, standards[name]) for name, task in tasks.items()}
     model = MultiTask(encoder, heads, settings.seed, settings.dropout)
     lesson = Supervised(model, {name: loss_of(recipe, task, standards[name]) for name, task in tasks.items()})
-    plan, optim = mixture_of(run, tasks), optim_of(recipe)
+    texts, optim = texts_of(run, tasks), optim_of(recipe)
+    plan = mixture_of(recipe, texts)
     guesses = {name: guess_of(task) for name, task in tasks.items()}
 
     def judged() -> dict[str, float]:
@@ -117,6 +118,8 @@ def teach(recipe: AgnosticRecipe, run_folder: Path, folder: Path, progress: Call
                 "guess": guesses[name],
                 "rows": len(task.train),
                 "near_duplicates": run.duplicates.counts[name],
+                "without_loss": texts[name].dropped,
+                "warnings": task.warnings,
                 **plan.draws_of()[name],
             }
             for name, task in tasks.items()
@@ -157,16 +160,20 @@ def with_labels_shuffled(rows: list[Example], dice: random.Random) -> list[Examp
     return [replace(row, label=label) for row, label in zip(rows, labels, strict=True)]
 
 
-def mixture_of(run: AgnosticRun, tasks: Tasks) -> Mixture:
-    settings = run.recipe.teacher
-    texts = {
+def texts_of(run: AgnosticRun, tasks: Tasks) -> dict[str, Tokenised]:
+    """What the teacher learns from, by task."""
+    return {
         given.name: tokens_of_rows(
             run.folder, given, tasks[given.name].kind, tasks[given.name].train, run.tokenizer, training=True
         )
-        for given in settings.tasks
+        for given in run.recipe.teacher.tasks
     }
+
+
+def mixture_of(recipe: AgnosticRecipe, texts: Mapping[str, Tokenised]) -> Mixture:
+    settings = recipe.teacher
     how = Sampling(settings.mixture.alpha, settings.mixture.cap, settings.mixture.systematic)
-    return Mixture(texts, optim_of(run.recipe), settings.seed, how)
+    return Mixture(texts, optim_of(recipe), settings.seed, how)
 
 
 def optim_of(recipe: AgnosticRecipe) -> Optim:
