@@ -93,11 +93,14 @@ class Corpus:
 class KnowledgeBase:
     """What the teacher said about texts the student may look up. Row i of every field belongs to the same text."""
 
-    keys: NDArray[np.float32]  # (M, d) unit vectors
+    keys: NDArray[np.float32]  # (M, d) unit vectors; (M, r) where there is a basis
     values: NDArray[np.float32]  # (M, C) soft labels; (M, 1) scores in regression
     ids: tuple[str, ...]
     texts: tuple[str, ...]  # a pair is stored as its two texts joined by a tab
     manifest: Mapping[str, Any]
+    weights: NDArray[np.float32] | None = None  # (M,) how often each counts; None: once
+    origins: tuple[str, ...] = ()  # where each comes from; none given: from the task's training rows
+    basis: NDArray[np.float32] | None = None  # (d, r) what a unit query is multiplied by before it meets a key
 
 
 @dataclass(frozen=True)
