@@ -23,7 +23,8 @@ def grid_file(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = yaml.safe_load((many / "recipe.yaml").read_text())
     del recipe["name"]
     recipe["fine_tune"] |= {"learning_rates": [2.0e-3], "epochs": [2], "known": recipe["teacher"]["tasks"]}
-    recipe["fine_tune"]["few"] |= {"draws": 1, "learning_rates": [1.0e-3]}
+    recipe["fine_tune"]["few"] |= {"draws": 1, "seeds": [3], "learning_rates": [1.0e-3]}
+    recipe["fine_tune"]["teacher_tasks"] = recipe["teacher"]["tasks"]
     recipe["teacher"]["mixture"]["passes"] = 1
     recipe["students"] = [recipe["students"][0]]
     grid = {
@@ -60,7 +61,11 @@ def test_every_arm_and_seed_has_a_result(done: Path) -> None:
         for seed in (0, 1):
             record = json.loads((done / "results" / arm / f"seed-{seed}.json").read_text())
             assert {row["model"] for row in record["rows"]} == {"teacher", "small"}
-            assert len(record["rows"]) == 2 * (2 * 2 + 2)  # models, tasks and seeds, few shots
+            assert len(record["rows"]) == 2 * (2 * 2 + 1)  # models, tasks and seeds, few shots
+            assert {(row["model"], row["task"]) for row in record["teacher_rows"]} == {
+                ("teacher", "scores"), ("teacher", "pairs"),
+            }  # fmt: skip
+            assert list(record["heads"]) == list(record["teacher"])
             assert list(record["teacher"]) == ([] if arm == "A" else ["reviews", "scores", "pairs"])
             assert record["students"]["small"]["updates"] > 3
             roles = {row["task"]: row["role"] for row in record["rows"] if row["shots"] is None}
@@ -79,7 +84,12 @@ def test_the_page_tells_claims_roles_and_teachers(done: Path) -> None:
     assert "| B - A | small | in-domain (1) |" in page
     assert "## Low-resource, seen, 4 shots" in page
     assert "| mean | teacher |" in page
-    assert "| reviews | accuracy |" in page
+    told = [line.split(" | ") for line in page.splitlines() if line.startswith(("| reviews | acc", "| scores | spear"))]
+    assert [len(cells) for cells in told] == [9, 9]
+    b, a = (json.loads((done / "results" / arm / "seed-1.json").read_text()) for arm in ("B", "A"))
+    assert told[0][7] == f"{100 * b['heads']['reviews']['accuracy']:.1f}"
+    alone = [row["scores"][row["metric"]] for row in a["teacher_rows"] if row["task"] == "scores"]
+    assert told[1][8] == f"{100 * sum(alone) / len(alone):.1f} |"
     assert "{" not in page
 
 

@@ -118,6 +118,9 @@ class FewShotSettings(Settings):
     tasks: tuple[TaskSettings, ...] = Field((), description="classification or regression")
     shots: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field((16, 32), description="examples a class")
     draws: Annotated[int, Field(ge=1, le=5)] = Field(5, description="of the five there are")
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = Field(
+        None, description="of the fine-tunings of a draw; `fine_tune.seeds` if absent"
+    )
     learning_rates: Annotated[tuple[float, ...], Field(min_length=1)] = (1e-4, 3e-4)
     epochs: Annotated[tuple[float, ...], Field(min_length=1)] = (20.0,)
 
@@ -139,6 +142,9 @@ class FineTuneSettings(Settings):
     test_rows: Positive | None = Field(None, description="at most so many reported rows, likewise")
     few: FewShotSettings = FewShotSettings()
     teacher: bool = Field(True, description="fine-tune the teacher too")
+    teacher_tasks: tuple[TaskSettings, ...] = Field(
+        (), description="fine-tune the teacher alone on these as well, such as all that another teacher learned at once"
+    )
     known: tuple[TaskSettings, ...] | None = Field(
         None, description="what counts as trained on, where roles are told; `teacher.tasks` if absent"
     )

@@ -81,11 +81,12 @@ def told(run: AgnosticRun) -> dict[str, Any]:
         }
         for student in run.recipe.students
     }
+    results = read_json(run.folder / "evaluation" / "results.json")
     return {
         "teacher": read_json(run.folder / "teacher" / "scores.json")["tasks"],
         "text": read_json(run.folder / "text" / "statistics.json"),
         "students": students,
-        "rows": read_json(run.folder / "evaluation" / "results.json")["rows"],
+        **{name: results[name] for name in ("rows", "teacher_rows", "heads")},
     }
 
 

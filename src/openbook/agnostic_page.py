@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from openbook.checkpoint import read_json
@@ -141,8 +142,11 @@ def role_table(grid: Mapping[str, Any], rows: Sequence[Row]) -> Columns:
 
 
 def teacher_table(grid: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Columns:
-    """What the teacher of many tasks scores on rows set aside with its own heads, beside a guess."""
-    told: Mapping[str, Any] = next((r["teacher"] for r in records if r["arm"] == grid["multi_task"]), {})
+    """What the teacher of many tasks scores with its own heads, beside a guess and the plain teacher on each alone."""
+    of_arm = {record["arm"]: record for record in records}
+    many, plain = (of_arm.get(grid[arm], {"teacher": {}, "rows": ()}) for arm in ("multi_task", "plain"))
+    told: Mapping[str, Any] = many["teacher"]
+    alone = [row for row in (*plain["rows"], *plain.get("teacher_rows", ())) if row["model"] == TEACHER]
     return {
         "task": list(told),
         "metric": [one["metric"] for one in told.values()],
@@ -150,8 +154,20 @@ def teacher_table(grid: Mapping[str, Any], records: Sequence[Mapping[str, Any]])
         "passes": [f"{one['passes']:.1f}" for one in told.values()],
         "near duplicates dropped": [str(one["near_duplicates"]) for one in told.values()],
         "a guess": [f"{100 * one['guess']:.1f}" for one in told.values()],
-        "teacher": [f"{100 * one['score']:.1f}" for one in told.values()],
+        "set aside": [f"{100 * one['score']:.1f}" for one in told.values()],
+        "reported": [f"{100 * many['heads'][task][one['metric']]:.1f}" for task, one in told.items()],
+        "plain teacher on it alone": [mean_of(alone, task) for task in told],
     }
+
+
+def mean_of(rows: Sequence[Mapping[str, Any]], task: str) -> str:
+    """Of the fine-tunings on all rows of a task that came to an end."""
+    found = [
+        row["scores"][row["metric"]]
+        for row in rows
+        if row["task"] == task and row["shots"] is None and row["status"] == "ok"
+    ]
+    return f"{100 * fmean(found):.1f}" if found else NONE
 
 
 def student_table(records: Sequence[Mapping[str, Any]]) -> Columns:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     AlbertConfig,
+    AutoConfig,
     AutoModelForSequenceClassification,
     BertConfig,
     DebertaV2Config,
@@ -20,6 +21,7 @@ from transformers import (
 
 from openbook.config import UsageError
 from openbook.models.encoder import (
+    TAPPABLE,
     Encoder,
     Head,
     find_projections,
@@ -221,10 +223,15 @@ def test_a_configuration_tells_whether_a_model_can_be_tapped(family: str) -> Non
 
 def test_models_without_projections_of_known_names_are_refused_before_they_are_loaded() -> None:
     shared = AlbertConfig(**SIZES, embedding_size=8)  # one block for all layers
-    with pytest.raises(UsageError, match=r"AlbertFor\w+ has no list of 3 blocks.*`relations` to 0"):
+    with pytest.raises(UsageError, match=r"AlbertFor\w+ has no list of 3 blocks; use .* bert, .*`relations` to 0"):
         refuse_untappable(shared)
-    with pytest.raises(UsageError, match=r"DebertaV2For\w+ has no query, key and value.*`relations` to 0"):
+    with pytest.raises(UsageError, match=r"DebertaV2For\w+ has no query, key and value.* query/key/value, or .*Wqkv"):
         refuse_untappable(DebertaV2Config(**SIZES))
+
+
+@pytest.mark.parametrize("architecture", TAPPABLE)
+def test_the_architectures_that_messages_name_can_be_tapped(architecture: str) -> None:
+    refuse_untappable(AutoConfig.for_model(architecture))
 
 
 def test_rotary_models_may_be_tapped_for_relations_but_not_for_scores() -> None:

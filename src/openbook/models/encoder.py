@@ -19,6 +19,15 @@ from openbook.types import Batch, Outputs
 
 FUSED = "Wqkv"  # one projection for all three, as in ModernBERT
 QKV = ("query", "key", "value"), ("q", "k", "v"), ("q_lin", "k_lin", "v_lin"), ("q_proj", "k_proj", "v_proj")
+TAPPABLE = (  # architectures of transformers whose projections are found, among others
+    "bert", "camembert", "distilbert", "electra", "ernie", "eurobert", "modernbert", "mpnet", "rembert", "roberta",
+    "roformer", "xlm-roberta",
+)  # fmt: skip
+WHAT_WORKS = (
+    f"use a teacher.model of {', '.join(TAPPABLE)}; in an architecture of your own, keep the blocks in one ModuleList"
+    f" and name each block's linear layers {', or '.join('/'.join(names) for names in QKV)}, or one fused layer"
+    f" {FUSED}; or set distill terms `attention` and `relations` to 0, where the recipe has them"
+)
 
 
 @dataclass(frozen=True)
@@ -137,9 +146,8 @@ class Encoder(nn.Module):
         projections = find_projections(self.blocks()[layer - 1])
         if projections is None:
             raise UsageError(
-                f"layer {layer} of {type(self.model).__name__} has no query, key and value projections of a known name:"
-                f" {[', '.join(names) for names in QKV]} or {FUSED}."
-                " Set distill terms `attention` and `relations` to 0 for this model"
+                f"layer {layer} of {type(self.model).__name__} has no query, key and value projections of a known"
+                f" name; {WHAT_WORKS}"
             )
         return [
             projection.register_forward_hook(
@@ -164,10 +172,7 @@ class Encoder(nn.Module):
         """The stack of transformer blocks: the longest module list as long as the configuration says."""
         stacks = [m for m in self.body().modules() if isinstance(m, nn.ModuleList) and len(m) == self.layers]
         if not stacks:
-            raise UsageError(
-                f"{type(self.model).__name__} has no list of {self.layers} blocks."
-                " Set distill terms `attention` and `relations` to 0 for this model"
-            )
+            raise UsageError(f"{type(self.model).__name__} has no list of {self.layers} blocks; {WHAT_WORKS}")
         return stacks[0]
 
     def forward(self, batch: Batch) -> Outputs:

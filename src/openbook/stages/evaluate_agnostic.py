@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from openbook.agnostic import AgnosticRecipe
 from openbook.agnostic_run import AgnosticRun, task_of, tokens_of_rows
 from openbook.checkpoint import fingerprint, read_json, write_json
 from openbook.config import TaskSettings, UsageError
 from openbook.data.roles import provenance, role_of
-from openbook.fine_tuning import FAILED, Limits, Place, Trial, digest_of, few_of, fine_tune, main_score, rows_of
+from openbook.fine_tuning import FAILED, Limits, Place, Trial, digest_of, few_of, fine_tune, main_score, rows_of, some
 from openbook.gains import TEACHER
+from openbook.models.encoder import load_headless
+from openbook.models.heads import MultiTask, read_tasks
 from openbook.parallel import run_jobs
+from openbook.task_scores import score_of
 
 
 @dataclass(frozen=True)
@@ -32,14 +36,14 @@ class Entry:
 
 def inputs(run: AgnosticRun) -> dict[str, Any]:
     settings = run.recipe.fine_tune
-    tasks = {task.name: digest_of(task) for task in (*settings.tasks, *settings.few.tasks)}
+    tasks = {task.name: digest_of(task) for task in (*settings.tasks, *settings.few.tasks, *settings.teacher_tasks)}
     return {"settings": settings.model_dump(mode="json"), "tasks": tasks}
 
 
 def check(run: AgnosticRun) -> None:
     """Every task can be read and fits the positions; there are enough rows for few-shot draws."""
     settings = run.recipe.fine_tune
-    for task in (*settings.tasks, *settings.few.tasks):
+    for task in (*settings.tasks, *settings.few.tasks, *settings.teacher_tasks):
         if task.max_length > run.longest:
             raise UsageError(
                 f"fine_tune.tasks, {task.name}: max_length={task.max_length} is more than the students read,"
@@ -54,23 +58,54 @@ def check(run: AgnosticRun) -> None:
 
 
 def build(run: AgnosticRun, folder: Path) -> None:
-    entries = entries_of(run)
+    entries = [*entries_of(run), *only_teacher(run)]
     if run.recipe.fine_tune.select == "honest":
         perform(run, [trial for entry in entries for trial in tuning(run, entry)], "choosing rates and epochs")
         finals = {entry: final(run, entry, [chosen(run, entry)]) for entry in entries}
     else:
         finals = {entry: final(run, entry, choices(run.recipe, entry)) for entry in entries}
     perform(run, [trial for trials in finals.values() for trial in trials], "fine-tuning")
-    rows = [row for entry, trials in finals.items() for row in told(run, entry, trials)]
-    write_json(folder / "results.json", {"select": run.recipe.fine_tune.select, "rows": rows})
+    rows = [row for entry in entries_of(run) for row in told(run, entry, finals[entry])]
+    beside = [row for entry in only_teacher(run) for row in told(run, entry, finals[entry])]
+    results = {
+        "select": run.recipe.fine_tune.select,
+        "rows": rows,
+        "teacher_rows": beside,
+        "heads": scores_of_heads(run),
+    }
+    write_json(folder / "results.json", results)
 
 
 def entries_of(run: AgnosticRun) -> list[Entry]:
+    """What everybody is fine-tuned on, so that means compare."""
     settings = run.recipe.fine_tune
     models = [*([TEACHER] if settings.teacher else []), *(student.name for student in run.recipe.students)]
     whole = [Entry(model, task) for model, task in product(models, settings.tasks)]
     few = [Entry(model, task, shots) for model, task, shots in product(models, settings.few.tasks, settings.few.shots)]
     return whole + few
+
+
+def only_teacher(run: AgnosticRun) -> list[Entry]:
+    """What the teacher alone is fine-tuned on besides."""
+    settings = run.recipe.fine_tune
+    known = {task.name for task in settings.tasks} if settings.teacher else set()
+    return [Entry(TEACHER, task) for task in settings.teacher_tasks if task.name not in known]
+
+
+def scores_of_heads(run: AgnosticRun) -> dict[str, dict[str, float]]:
+    """What the teacher's own heads score on the reported rows of the tasks it learned."""
+    if not run.recipe.teacher.tasks:
+        return {}
+    folder = run.folder / "teacher"
+    model = MultiTask(load_headless(str(folder)), read_tasks(folder)).to(Accelerator().device)
+    model.load_heads(folder)
+    found = {}
+    for given in run.recipe.teacher.tasks:
+        task = task_of(given)
+        rows = some(task.test, run.recipe.fine_tune.test_rows)
+        texts = tokens_of_rows(run.folder, given, task.kind, rows, run.tokenizer, training=False)
+        found[given.name] = score_of(model, given.name, task, rows, texts)
+    return found
 
 
 def choices(recipe: AgnosticRecipe, entry: Entry) -> list[tuple[float, float]]:
@@ -84,11 +119,17 @@ def numbers(recipe: AgnosticRecipe, entry: Entry) -> list[int | None]:
     return [None] if entry.shots is None else list(range(recipe.fine_tune.few.draws))
 
 
+def seeds(recipe: AgnosticRecipe, entry: Entry) -> tuple[int, ...]:
+    """Of the fine-tunings; the first one selects."""
+    few = recipe.fine_tune.few.seeds
+    return recipe.fine_tune.seeds if entry.shots is None or few is None else few
+
+
 def tuning(run: AgnosticRun, entry: Entry) -> list[Trial]:
     grid = choices(run.recipe, entry)
     if len(grid) == 1:
         return []
-    seed = run.recipe.fine_tune.seeds[0]
+    seed = seeds(run.recipe, entry)[0]
     return [
         Trial(entry.model, entry.task, entry.shots, number, rate, epochs, seed, is_final=False)
         for (rate, epochs), number in product(grid, numbers(run.recipe, entry))
@@ -112,7 +153,7 @@ def chosen(run: AgnosticRun, entry: Entry) -> tuple[float, float]:
 def final(run: AgnosticRun, entry: Entry, grid: Iterable[tuple[float, float]]) -> list[Trial]:
     return [
         Trial(entry.model, entry.task, entry.shots, number, rate, epochs, seed, is_final=True)
-        for (rate, epochs), number, seed in product(grid, numbers(run.recipe, entry), run.recipe.fine_tune.seeds)
+        for (rate, epochs), number, seed in product(grid, numbers(run.recipe, entry), seeds(run.recipe, entry))
     ]
 
 
