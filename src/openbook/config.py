@@ -308,7 +308,20 @@ class Terms(Settings):
         "token", description="what weighs the same: each text (`token`), each token (`flat`), or as in PaddleNLP"
     )
     neighbours: Weight = Field(0.0, description="ReAugKD's relational loss: similarities to the teacher's keys")
-    neighbours_temperature: Annotated[float, Field(gt=0)] = Field(0.1, description="of both sides' similarities")
+    neighbours_temperature: Annotated[float, Field(gt=0)] = Field(0.1, description="of the teacher's similarities")
+    neighbours_student_temperature: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="of the student's; `neighbours_temperature` if absent"
+    )
+    neighbours_scope: Literal["batch", "queue", "knowledge_base"] = Field(
+        "batch", description="whose keys these are: the batch's, those of the last texts, or of every training text"
+    )
+    neighbours_queue: Positive = Field(4096, description="how many keys `queue` remembers, the batch's own included")
+    neighbours_own: bool = Field(True, description="whether a text's own key is among those it is compared with")
+    retrieved_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="share of the soft labels that the neighbours' average takes (1 - lambda); `task` only"
+    )
+    retrieved_k: Annotated[int, Field(gt=0, le=32, strict=True)] = Field(16, description="neighbours in that average")
+    retrieved_temperature: Annotated[float, Field(gt=0)] = Field(0.1, description="of their similarities")
     layer_mapping: Literal["uniform", "top", "bottom"] | tuple[Positive, ...] = Field(
         "uniform", description="which teacher layer each student layer imitates"
     )
@@ -365,6 +378,16 @@ class DistillSettings(Settings):
 class ProjectionSettings(Settings):
     """The linear map from teacher embeddings to keys of the student's width (ReAugKD, supervised contrastive)."""
 
+    kind: Literal["supcon", "pca", "random", "identity"] = Field(
+        "supcon", description="trained by contrast, principal components, as drawn, or none (equal widths)"
+    )
+    regression: Literal["kernel", "bins", "rnc"] = Field(
+        "kernel",
+        description="positives of a score: all by their distance, those of the same whole number, or Rank-N-Contrast",
+    )
+    singletons: Literal["skip", "zero"] = Field(
+        "skip", description="a text alone in its class leaves the mean over the batch, or counts 0 in it"
+    )
     temperature: Annotated[float, Field(gt=0)] = Field(0.07, description="of the contrastive loss")
     optim: Optim = Optim(learning_rate=1e-3, epochs=5, batch_size=256, precision="fp32")
 
@@ -373,7 +396,42 @@ class KnowledgeBaseSettings(Settings):
     """The book the student may open: what is kept in it. top_k, temperature and beta are tuned on the held-out rows."""
 
     projection: ProjectionSettings = ProjectionSettings()
+    texts: Literal["task", "corpus", "both"] = Field("task", description="whose texts: the training rows, the corpus")
+    corpus_min_confidence: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="least probability of the teacher's label for a text of the corpus to be kept"
+    )
+    values: Literal["teacher", "gold", "out_of_fold"] = Field(
+        "teacher",
+        description="what is kept of a training row: the teacher's label, the gold one, or that of a teacher trained"
+        " without the row",
+    )
+    folds: Annotated[int, Field(ge=2, strict=True)] = Field(5, description="teachers that `out_of_fold` trains")
     value_temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="softens the stored teacher labels")
+    mode: Literal["constant", "gate", "bucket"] = Field(
+        "constant", description="how far the student is trusted: always as far, or as similarity and confidence tell"
+    )
+    skip: Literal["none", "safe", "confident"] = Field(
+        "none", description="when no neighbour is looked up: never, where none can change the class, or if it is sure"
+    )
+
+    @model_validator(mode="after")
+    def switches_fit(self) -> Self:
+        if self.values == "gold" and self.texts != "task":
+            raise ValueError(
+                f"knowledge_base.values=gold: the corpus has no gold labels, and knowledge_base.texts={self.texts};"
+                " set it to task"
+            )
+        if self.values == "out_of_fold" and self.texts == "corpus":
+            raise ValueError(
+                "knowledge_base.values=out_of_fold is about training rows, and knowledge_base.texts=corpus keeps none;"
+                " set values to teacher, or texts to both"
+            )
+        if self.corpus_min_confidence and self.texts == "task":
+            raise ValueError(
+                f"knowledge_base.corpus_min_confidence={self.corpus_min_confidence} is about texts of the corpus, and"
+                " knowledge_base.texts=task keeps none; remove it, or set texts to corpus or both"
+            )
+        return self
 
 
 class EvaluateSettings(Settings):

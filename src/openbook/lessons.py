@@ -6,23 +6,29 @@ import math
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from openbook.checkpoint import fingerprint, open_artifact, partial_folder
+from openbook.checkpoint import digest_file, fingerprint, open_artifact, partial_folder
 from openbook.config import Recipe, Terms, Training, UsageError
 from openbook.distillation.mapping import copied_layers, layer_map
 from openbook.distillation.objective import Objective, Widths
 from openbook.distillation.teachers import LiveTeacher, RecordedTeacher, silent
+from openbook.keys import PROJECTION, keys_of, projection_in, values_of
+from openbook.knowledge_base.interpolate import training_targets
+from openbook.knowledge_base.search import Hits
 from openbook.models.encoder import Encoder, load_finished, load_headless, refuse_untappable
 from openbook.models.student import compare_widths, new_student, refuse_widening
 from openbook.readings import Texts, tokens_of
 from openbook.training import uses_bf16
-from openbook.types import Teacher
+from openbook.types import Batch, Example, KnowledgeBase, Outputs, Teacher
 from openbook.workspace import Run, tokenizer_digest
 
 Origin = Literal["fine_tuned", "pretrained"]  # of the teacher: after or before its fine-tuning
@@ -35,6 +41,7 @@ TEACHER, LABELS, KD, CORPUS, OPEN_BOOK = (
     "student-open-book",
 )
 STUDENTS = (LABELS, KD, CORPUS)  # those that are trained; the open-book student is the last one with its book
+SMALLEST = 1e-30  # a probability whose logarithm float32 still holds
 LAST = ("task", "labels")  # courses on what the student is for; those before them are its first stage
 
 
@@ -72,8 +79,9 @@ def courses(run: Run, student: str) -> list[Course]:
 
 
 def reads_corpus(recipe: Recipe) -> bool:
-    """Whether any student reads anything but the task's text."""
-    return any(course.texts != "task" for student in STUDENTS for course in outline(recipe, student))
+    """Whether any student reads anything but the task's text, or the knowledge base holds some."""
+    plans = (course for student in STUDENTS for course in outline(recipe, student))
+    return recipe.knowledge_base.texts != "task" or any(course.texts != "task" for course in plans)
 
 
 def at_equal_tokens(run: Run, training: Training) -> Training:
@@ -152,12 +160,15 @@ def wanted_of(run: Run, course: Course) -> Recording:
 def recordings(run: Run) -> list[Recording]:
     """What is recorded: for each text and teacher all that the courses hear, the smallest first while there is room.
 
-    Where layers find no room, what the other courses hear is still recorded. The knowledge base and the keys need the
-    answers to the task's text. Relations (which read values too) always hear the live teacher.
+    Where layers find no room, what the other courses hear is still recorded. The keys need the answers to the task's
+    text, and the knowledge base those to all that it holds. Relations (which read values too) always hear the live
+    teacher.
     """
     plans = [course for student in STUDENTS for course in outline(run.recipe, student)]
     heard = [wanted_of(run, c) for c in plans if needs_teacher(c.training.terms) and not c.training.terms.relations]
     heard.append(Recording("task", "fine_tuned", exact=True))
+    if run.recipe.knowledge_base.texts != "task":
+        heard.append(Recording("corpus", "fine_tuned", exact=True))
     unions = {(one.texts, one.teacher): one for one in merged(one for one in heard if not one.is_deep)}
     room = 1e9 * run.recipe.teacher.record_gigabytes if run.recipe.teacher.record_hidden else 0.0
     for one in sorted(merged(heard), key=lambda one: bytes_of(run, one)):
@@ -202,22 +213,67 @@ def with_special(budget: int, words: int) -> int:
 
 
 def objective_for(run: Run, terms: Terms, keys: tuple[Tensor, Tensor] | None) -> Objective:
-    return Objective(terms, student_widths(run), teacher_widths(run), run.kind, keys)
+    reads_all = terms.neighbours > 0 and terms.neighbours_scope == "knowledge_base"
+    base = training_base(run, outputs_folder(run)) if reads_all else None
+    entries = None if base is None else (torch.from_numpy(base.keys), base.ids)
+    return Objective(terms, student_widths(run), teacher_widths(run), run.kind, keys, entries)
+
+
+def blank_objective(run: Run, terms: Terms) -> Objective:
+    """The same before there is any key: it tells which layers are read, and refuses what does not fit."""
+    ours, theirs = student_widths(run), teacher_widths(run)
+    projection = torch.zeros(ours.embedding, theirs.embedding), torch.zeros(ours.embedding)
+    return Objective(terms, ours, theirs, run.kind, projection, (torch.zeros(1, ours.embedding), ("",)))
+
+
+def outputs_folder(run: Run) -> Path:
+    return run.folder / "teacher_outputs"
 
 
 def key_projection(run: Run) -> tuple[Tensor, Tensor]:
     """W (d, d_t) and b (d,) of the map from teacher embeddings to keys."""
-    weights = load_file(run.folder / "teacher_outputs" / "projection.safetensors")
-    return weights["weight"], weights["bias"]
+    return projection_in(outputs_folder(run))
+
+
+def training_base(run: Run, outputs: Path, temperature: float = 1.0) -> KnowledgeBase:
+    """Every training row with its key and what the teacher says, softmax(t / T) or a score (specification, 2.2)."""
+    recorded = RecordedTeacher(outputs / "task", (), ())
+    rows = recorded.rows_of([example.id for example in run.task.train])
+    return KnowledgeBase(
+        keys=keys_of(outputs, recorded.embedding[rows]),
+        values=values_of(run.kind, recorded.logits[rows], temperature),
+        ids=tuple(example.id for example in run.task.train),
+        texts=tuple(joined(example) for example in run.task.train),
+        manifest={},
+    )
+
+
+def gold_values(run: Run) -> NDArray[np.float32]:
+    """Gold labels of the training rows as values: one-hot (n, C), in regression the scores (n, 1)."""
+    gold = np.array([example.label for example in run.task.train])
+    told = gold[:, None] if run.task.labels is None else np.eye(len(run.task.labels))[gold]
+    return told.astype(np.float32)
+
+
+def joined(example: Example) -> str:
+    """A text as a knowledge base stores it."""
+    return example.text if example.text_pair is None else f"{example.text}\t{example.text_pair}"
+
+
+def key_parts(run: Run) -> dict[str, str]:
+    """All that decides where a text's key lies, each by its content."""
+    weights = {path.name: digest_file(path) for path in sorted((run.folder / "teacher").glob("*.safetensors"))}
+    return {
+        "teacher": fingerprint(weights),
+        "projection": digest_file(outputs_folder(run) / PROJECTION),
+        "tokenizer": tokenizer_digest(run.teacher_tokenizer),
+        "max_length": str(run.recipe.task.max_length),
+    }
 
 
 def key_space(run: Run) -> str:
-    """Digest of all that decides where a text's key lies: teacher, projection, tokenizer, length."""
-    artifact = open_artifact(run.folder / "teacher_outputs")
-    assert artifact is not None
-    return fingerprint(
-        [artifact.manifest["fingerprint"], tokenizer_digest(run.teacher_tokenizer), run.recipe.task.max_length]
-    )
+    """Their digest: students and knowledge bases that share it fit together, whatever data they were made from."""
+    return fingerprint(key_parts(run))
 
 
 def teacher_for(run: Run, course: Course) -> Teacher:
@@ -226,10 +282,43 @@ def teacher_for(run: Run, course: Course) -> Teacher:
     if not needs_teacher(terms):
         return silent
     wanted = wanted_of(run, course)
+    teacher: Teacher
     if hears_recording(run, course):
-        return RecordedTeacher(run.folder / "teacher_outputs" / wanted.name, wanted.hidden, wanted.taps)
-    objective = objective_for(run, terms, key_projection(run) if terms.neighbours else None)
-    return live_teacher(run, wanted, objective.teacher_layers)
+        teacher = RecordedTeacher(outputs_folder(run) / wanted.name, wanted.hidden, wanted.taps)
+    else:
+        teacher = live_teacher(run, wanted, blank_objective(run, terms).teacher_layers)
+    return after_retrieval(run, terms, teacher) if terms.retrieved_share else teacher
+
+
+def retrieves(recipe: Recipe) -> bool:
+    """Whether a course's soft labels are mixed with those of neighbours."""
+    return any(course.training.terms.retrieved_share > 0 for course in trainings(recipe).values())
+
+
+def after_retrieval(run: Run, terms: Terms, teacher: Teacher) -> Teacher:
+    """A teacher whose answer to a training text is lambda V + (1 - lambda) Avg, in logarithms (specification, 2.5).
+
+    Avg is over the nearest of the other training texts, found once by the teacher's own keys; V is its soft label.
+    """
+    base, found = training_base(run, outputs_folder(run)), recorded_neighbours(run)
+    targets = training_targets(
+        base, base.keys, 1 - terms.retrieved_share, terms.retrieved_k, terms.retrieved_temperature,
+        lambda queries, k, exclude: found.top(k),
+    )  # fmt: skip
+    logits = torch.from_numpy(targets if run.kind == "regression" else np.log(np.maximum(targets, SMALLEST)))
+    rows = {name: row for row, name in enumerate(base.ids)}
+
+    def tell(batch: Batch) -> Outputs:
+        said = teacher(batch)
+        return replace(said, logits=logits[[rows[name] for name in batch.ids]].to(said.logits))
+
+    return tell
+
+
+def recorded_neighbours(run: Run) -> Hits:
+    """What every training row finds among the others."""
+    found = load_file(outputs_folder(run) / "neighbours.safetensors")
+    return Hits(found["positions"].numpy(), found["similarities"].numpy())
 
 
 def hears_recording(run: Run, course: Course) -> bool:
@@ -280,15 +369,12 @@ def as_json(recordings: Iterable[Recording]) -> list[dict[str, Any]]:
 
 def check_lessons(run: Run) -> None:
     """Find impossible pairs of recipe, teacher and student before a model is loaded."""
-    ours, theirs = student_widths(run), teacher_widths(run)
     for name, course in trainings(run.recipe).items():
         terms = course.training.terms
         check_texts(name, course)
-        keys = (
-            (torch.zeros(ours.embedding, theirs.embedding), torch.zeros(ours.embedding)) if terms.neighbours else None
-        )
+        check_neighbours(run, name, course)
         try:
-            objective_for(run, terms, keys)
+            blank_objective(run, terms)
             if terms.attention or terms.relations:
                 refuse_untappable(run.teacher_config, scores=terms.attention > 0)
         except UsageError as error:
@@ -303,11 +389,44 @@ def check_lessons(run: Run) -> None:
                 f"distill.{name}.terms: hidden, attention and relations compare token by token, but student.tokenizer"
                 f"={run.recipe.student.tokenizer!r} differs from the teacher's; remove student.tokenizer or these terms"
             )
-    if run.recipe.knowledge_base.projection.optim.keep == "best":
+    check_projection(run)
+    check_start(run)
+
+
+def check_neighbours(run: Run, name: str, course: Course) -> None:
+    """A queue holds a batch, and a text once; only the task's own texts are looked up while a student learns."""
+    terms, optim = course.training.terms, course.training.optim
+    if terms.neighbours and terms.neighbours_scope == "queue":
+        texts = len(run.task.train) if course.texts == "task" else math.inf
+        if not optim.batch_size <= terms.neighbours_queue <= texts:
+            raise UsageError(
+                f"distill.{name}.terms.neighbours_queue={terms.neighbours_queue} must hold a batch"
+                f" ({optim.batch_size}) and no text twice (there are {texts}); choose a number between the two, or"
+                " neighbours_scope: knowledge_base"
+            )
+    if terms.retrieved_share and (course.texts != "task" or not terms.soft_labels):
+        why = "has no soft labels (terms.soft_labels=0)" if course.texts == "task" else "reads other text"
+        raise UsageError(
+            f"distill.{name}.terms.retrieved_share={terms.retrieved_share} mixes the teacher's soft labels with those"
+            f" of other training texts, and this course {why}; set it to 0"
+        )
+
+
+def check_projection(run: Run) -> None:
+    """Keys of the student's width can be made of the teacher's embeddings in the way that is asked for."""
+    projection = run.recipe.knowledge_base.projection
+    ours, theirs = student_widths(run).embedding, teacher_widths(run).embedding
+    if projection.optim.keep == "best":
         raise UsageError(
             "knowledge_base.projection.optim.keep=best: the map to keys has no score to be judged by; set it to last"
         )
-    check_start(run)
+    needed = {"identity": ours == theirs, "pca": ours <= theirs}
+    if not needed.get(projection.kind, True):
+        wish = "a student as wide as its teacher" if projection.kind == "identity" else "a student that is no wider"
+        raise UsageError(
+            f"knowledge_base.projection.kind={projection.kind} needs {wish}, but student.hidden_size={ours} and the"
+            f" teacher's width is {theirs}; change it, or take kind: supcon or random"
+        )
 
 
 def check_texts(name: str, course: Course) -> None:

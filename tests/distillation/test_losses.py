@@ -388,7 +388,7 @@ def test_relations_equal_the_plain_computation_and_their_gradient_its_slope(
     expected = plain_relations(student, teacher, mask, 3, norm)
     whole = losses.relations(student, teacher, mask, 3, norm=norm)
     close(whole, expected, 1e-10)
-    monkeypatch.setattr(losses, "CHUNK_ENTRIES", 2 * 3 * 4 * 4)  # two of three heads at a time
+    monkeypatch.setattr(losses, "CACHED_ENTRIES", 2 * 4 * 4)  # two of nine maps at a time
     chunked = losses.relations(student, teacher, mask, 3, norm=norm)
     close(chunked, expected, 1e-10)
     for part in student:
@@ -527,6 +527,29 @@ def test_neighbour_relations_keep_their_symmetries(seed: int, rows: int, entries
         torch.testing.assert_close(other, whole, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_neighbour_relations_in_parts_equal_the_plain_computation_and_keep_no_map(
+    masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator, rows, entries = seeded(4), 5, 23
+    student = random(generator, rows, 3).requires_grad_()
+    queries, keys = (F.normalize(random(generator, count, 3), dim=1) for count in (rows, entries))
+    own = torch.arange(entries)[None] == torch.arange(rows)[:, None] if masked else None
+    logits = [F.normalize(student, dim=1) @ keys.T / 0.2, queries @ keys.T / 0.3]
+    if own is not None:
+        logits = [side.masked_fill(own, -torch.inf) for side in logits]
+    log_student, log_teacher = (side.log_softmax(1).nan_to_num(neginf=-99) for side in logits)
+    plain = (log_teacher.exp() * (log_teacher - log_student)).sum(1).mean()
+    monkeypatch.setattr(losses, "KEYED_ENTRIES", 2 * entries)  # two queries at a time, then a last one
+    saved: list[tuple[int, ...]] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda kept: saved.append(tuple(kept.shape)) or kept, lambda t: t):
+        loss = losses.neighbour_relations(student, queries, keys, 0.3, 0.2, own)
+    assert saved
+    assert not [shape for shape in saved if entries in shape]
+    torch.testing.assert_close(loss, plain)
+    torch.testing.assert_close(gradient(loss, student), gradient(plain, student))
+
+
 def test_keys_are_unit_vectors_of_the_projected_embedding() -> None:
     weight, bias = tensor([[1, 0, 1], [0, 2, 0]]), tensor([1, 0])
     close(losses.project_keys(tensor([[1, 2, 1], [-1, 0, 0]]), weight, bias), [[0.6, 0.8], [0, 0]])
@@ -561,6 +584,46 @@ def test_contrastive_regression_as_worked_out() -> None:
     close(losses.contrastive_regression(VECTORS[:1], targets[:1], 0.5), 0.0)
     far = losses.contrastive_regression(VECTORS.float(), 1000 * targets.float(), 0.5)
     assert far.isfinite()
+
+
+def plain_rank_n_contrast(vectors: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """The definition, pair by pair."""
+    similarities, count = vectors @ vectors.T / temperature, len(vectors)
+    pairs = [(i, j) for i in range(count) for j in range(count) if i != j]
+    terms = [
+        torch.logsumexp(
+            torch.stack(
+                [
+                    similarities[i, k]
+                    for k in range(count)
+                    if k != i and abs(targets[i] - targets[k]) >= abs(targets[i] - targets[j])
+                ]
+            ),
+            0,
+        )
+        - similarities[i, j]
+        for i, j in pairs
+    ]
+    return torch.stack(terms).mean()
+
+
+def test_rank_n_contrast_as_worked_out() -> None:
+    vectors, targets = VECTORS.clone().requires_grad_(), tensor([0, 2.5, 3, 5])
+    loss = losses.rank_n_contrast(vectors, targets, 0.5)
+    close(loss, 0.726004)
+    close(gradient(loss, vectors), gradient(plain_rank_n_contrast(vectors, targets, 0.5), vectors).tolist())
+    lone = losses.rank_n_contrast(vectors[:1], targets[:1], 0.5)
+    close(lone, 0.0)
+    assert gradient(lone, vectors).isfinite().all()
+
+
+@PROPERTY
+@given(SEEDS, st.lists(st.integers(0, 4), min_size=2, max_size=7))
+def test_rank_n_contrast_counts_equal_distances_as_a_whole(seed: int, whole: list[int]) -> None:
+    vectors, targets = F.normalize(random(seeded(seed), len(whole), 3), dim=1), tensor(whole)
+    close(
+        losses.rank_n_contrast(vectors, targets, 0.3), plain_rank_n_contrast(vectors, targets, 0.3).item()
+    )  # equal targets tie often
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------
@@ -657,6 +720,7 @@ def test_autocast_does_not_lower_the_precision_of_a_loss() -> None:
             losses.neighbour_relations(student[0], teacher[0], vectors, 0.1, 0.1),
             losses.supervised_contrastive(vectors, targets, 0.07),
             losses.contrastive_regression(vectors, targets, 0.07),
+            losses.rank_n_contrast(vectors, targets, 0.07),
             losses.project_keys(student[0], teacher[0], torch.ones(3)).sum(),
         ]
 
@@ -685,6 +749,7 @@ def test_a_temperature_that_is_not_above_zero_is_refused(temperature: float) -> 
         lambda: losses.supervised_contrastive(KEYS, labels, temperature),
         lambda: losses.contrastive_regression(KEYS, labels, temperature),
         lambda: losses.contrastive_regression(KEYS, labels, 1.0, sigma=temperature),
+        lambda: losses.rank_n_contrast(KEYS, labels, temperature),
     ]
     for call in calls:
         with pytest.raises(ValueError, match="must be above 0"):

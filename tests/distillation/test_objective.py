@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
 from openbook.config import Terms, UsageError
+from openbook.distillation import losses
+from openbook.distillation.neighbours import Neighbours
 from openbook.distillation.objective import TERMS, Objective, Widths
 from openbook.distillation.teachers import LiveTeacher
 from openbook.models.encoder import Encoder
@@ -218,6 +220,82 @@ def test_labels_and_neighbours_add_up_as_worked_out(terms: dict[str, float], exp
     assert values(objective, student, teacher, batch)["loss"] == pytest.approx(expected, abs=2e-6)
 
 
+NAMES = ("toy/train/0", "toy/train/1", "toy/train/2")
+BOOK = (torch.tensor([*UNIT_KEYS, [-1.0, 0.0]]), (*NAMES, "toy/train/3"))
+
+
+def related(settings: dict[str, Any]) -> Neighbours:
+    """The relational loss of the specification's fixtures, whose teacher says the keys themselves."""
+    terms = Terms.model_validate({"neighbours": 1, "neighbours_temperature": 0.5, **settings})
+    return Neighbours(terms, (torch.eye(2), torch.zeros(2)), BOOK)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, 0.207552),
+        ({"neighbours_own": False}, 0.224322),
+        ({"neighbours_student_temperature": 0.25}, 0.499724),
+        ({"neighbours_scope": "knowledge_base"}, 0.204857),
+        ({"neighbours_scope": "knowledge_base", "neighbours_own": False}, 0.220301),
+        ({"neighbours_scope": "queue", "neighbours_queue": 5}, 0.207552),
+        ({"neighbours_scope": "queue", "neighbours_queue": 3, "neighbours_own": False}, 0.224322),
+    ],
+)
+def test_neighbours_of_every_scope_as_worked_out(settings: dict[str, Any], expected: float) -> None:
+    loss = related(settings)(torch.tensor(UNIT_QUERIES), torch.tensor(UNIT_KEYS, dtype=torch.float32), NAMES)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_text_that_the_book_does_not_hold_has_no_own_key_there() -> None:
+    said = torch.tensor(UNIT_QUERIES), torch.tensor(UNIT_KEYS, dtype=torch.float32)
+    loss = related({"neighbours_scope": "knowledge_base", "neighbours_own": False})(*said, ("a", "b", "c"))
+    assert loss.item() == pytest.approx(0.204857, abs=1e-6)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_queue_holds_the_last_keys_the_batchs_own_included(own: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    batches = [(torch.randn(2, 2, generator=generator), torch.randn(2, 2, generator=generator)) for _ in range(4)]
+    names = [("a", "b"), ("c", "d"), ("e", "f"), ("a", "g")]  # a text comes again while its old key is still there
+    remembering = related({"neighbours_scope": "queue", "neighbours_queue": 5, "neighbours_own": own})
+    for step, (student, teacher) in enumerate(batches):
+        found = remembering(student, teacher, names[step])
+        held = torch.cat([F.normalize(keys) for _, keys in batches[: step + 1]])[-5:]
+        whose = [name for pair in names[: step + 1] for name in pair][-5:]
+        masked = None if own else torch.tensor([[one == other for other in whose] for one in names[step]])
+        expected = losses.neighbour_relations(student, F.normalize(teacher), held, 0.5, 0.5, masked)
+        assert found.item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_a_queue_goes_on_from_a_checkpoint() -> None:
+    batch = (torch.randn(2, 2), torch.randn(2, 2), ("a", "b"))
+    first, second = (related({"neighbours_scope": "queue", "neighbours_queue": 5}) for _ in range(2))
+    for _ in range(3):
+        first(torch.randn(2, 2), torch.randn(2, 2), ("c", "d"))
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second(*batch), first(*batch))
+    assert not related({"neighbours_scope": "knowledge_base"}).state_dict()  # which is read from disk anew
+
+
+def test_a_step_leaves_the_keys_as_they_were() -> None:
+    relational = related({"neighbours_scope": "knowledge_base"})
+    student = torch.tensor(UNIT_QUERIES, requires_grad=True)
+    before = {name: buffer.clone() for name, buffer in relational.named_buffers()}
+    relational(student, torch.tensor(UNIT_KEYS, dtype=torch.float32), NAMES).backward()
+    assert student.grad is not None
+    assert {*before} == {"weight", "bias", "keys", "names"}
+    assert all(torch.equal(buffer, before[name]) for name, buffer in relational.named_buffers())
+    assert list(relational.parameters()) == []
+
+
+@pytest.mark.parametrize("book", [None, (torch.zeros(2, 3), ("a", "b")), (torch.zeros(2, 4), ("a",))])
+def test_a_scope_of_all_keys_needs_them(book: Any) -> None:
+    terms = Terms(neighbours=1, neighbours_scope="knowledge_base")
+    with pytest.raises(UsageError, match=r"neighbours_scope=knowledge_base needs a key of width 4 for every"):
+        Objective(terms, SMALL, BERT, "classification", KEYS, book)
+
+
 def test_regression_compares_scores() -> None:
     student, teacher = (
         Outputs(torch.tensor([[1.0], [2.0]]), torch.zeros(2, 4)),
@@ -360,7 +438,7 @@ def test_projections_are_learned_and_nothing_else_is() -> None:
     }
     objective(speak(SMALL, 0), speak(BERT, 1), BATCH)[0].backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in parameters.values())
-    assert torch.equal(objective.key_weight, KEYS[0])
+    assert torch.equal(objective.neighbours.weight, KEYS[0])
     only_labels = Objective(Terms(soft_labels=1), SMALL, BERT, "classification", KEYS)
     assert list(only_labels.parameters()) == []
 

@@ -18,7 +18,7 @@ from openbook.bench.measure import Rival
 from openbook.bench.minilm_rivals import RIVALS, Steps, steps_of
 from openbook.config import FileSource, Optim, StudentSettings
 from openbook.console import console
-from openbook.data.batches import BatchPlan, Tokenised
+from openbook.data.batches import WINDOW, BatchPlan, Tokenised
 from openbook.data.blocks import Cut, write_blocks
 from openbook.data.sources import documents
 from openbook.distillation.mapping import relation_heads
@@ -31,6 +31,7 @@ from openbook.types import Batch
 
 OURS, TWO = "openbook", "openbook, two students"
 WARM = 2  # updates before the first that counts
+LEAST_BATCHES = 2 * WINDOW  # of text: with less, batches hold blocks of more different lengths than in a real run
 PAIRS = ("qq", "kk", "vv")
 
 
@@ -84,7 +85,7 @@ def prepare(
     """Blocks to read and a student to start from, the same for every engine."""
     tokenizer, wide = load_tokenizer(teacher), load_headless(teacher)
     assert optim.batch_tokens is not None
-    budget = 2 * updates * optim.batch_tokens
+    budget = max(2 * updates, LEAST_BATCHES) * optim.batch_tokens
     write_blocks(documents(text, "--source"), tokenizer, Cut(128, 0.5, 16, 0), budget, folder / "text")
     vocabulary = int(wide.model.config.vocab_size)
     headless(new_student(student, Head(None), tokenizer, vocabulary, 512, 0)).save(folder / "student", tokenizer)

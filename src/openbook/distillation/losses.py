@@ -19,7 +19,9 @@ Taps = tuple[Tensor, Tensor, Tensor]  # q, k, v of one layer, each (B, L, d)
 Norm = Literal["token", "flat", "paddle"]
 
 MASKED = -1e9  # finite, since minus infinity turns into 0 * NaN inside a KL
-CHUNK_ENTRIES = 1 << 20  # relation entries in memory at once: 4 MiB a map in float32, which caches hold
+CACHED_ENTRIES = 1 << 17  # of maps in memory at once: 512 KiB in float32, which a processor's cache holds
+CHUNK_ENTRIES = 1 << 24  # the same on a GPU
+KEYED_ENTRIES = 1 << 22  # similarities to keys at once: fewer would read tens of thousands of keys again and again
 
 
 def gold_labels(student: Tensor, labels: Tensor) -> Tensor:
@@ -187,23 +189,19 @@ def neighbour_relations(
     """KL of the teacher's to the student's softmax over similarities to the teacher's keys (ReAugKD, relational loss).
 
     `student` (N, d) is normalised here; `queries` (N, d) and `keys` (K, d) are the teacher's unit vectors, and
-    constants. `own` (N, K) marks entries left out of both softmaxes; a row without entries costs 0. Raises ValueError
-    for unequal shapes, NaN or a temperature <= 0.
+    constants. `own` (N, K) marks entries left out of both softmaxes; a row without entries costs 0. No map (N, K)
+    outlives the call, and no more than a part of it is held. Raises ValueError for unequal shapes, NaN or a
+    temperature <= 0.
     """
     _refuse_cold(teacher_temperature)
     _refuse_cold(student_temperature)
     student, queries = _answers(student, queries)
     if keys.dim() != 2 or keys.shape[1] != student.shape[1]:
         raise ValueError(f"keys {tuple(keys.shape)} for queries {tuple(student.shape)}")
-    columns = keys.detach().to(student.dtype).T
-    similarities = _product(F.normalize(student, dim=-1), columns) / student_temperature  # (N, K)
-    targets = _product(queries, columns) / teacher_temperature
-    if own is not None:
-        if own.shape != targets.shape:
-            raise ValueError(f"own entries {tuple(own.shape)} for similarities {tuple(targets.shape)}")
-        similarities, targets = similarities.masked_fill(own, MASKED), targets.masked_fill(own, MASKED)
-    log_student, log_teacher = similarities.log_softmax(dim=-1), targets.log_softmax(dim=-1)
-    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    if own is not None and own.shape != (len(queries), len(keys)):
+        raise ValueError(f"own entries {tuple(own.shape)} for {len(queries)} queries and {len(keys)} keys")
+    student, columns = F.normalize(student, dim=-1), keys.detach().to(student.dtype).T
+    return _neighbour_kl(student, queries, columns, own, teacher_temperature, student_temperature) / len(student)
 
 
 def supervised_contrastive(
@@ -231,6 +229,25 @@ def contrastive_regression(vectors: Tensor, targets: Tensor, temperature: float,
     # a softmax of the exponents is the normalised kernel, and cannot underflow to 0/0
     weights = (-distances.square() / 2).fill_diagonal_(MASKED).softmax(dim=1)
     return _contrast(vectors, weights, temperature).mean()
+
+
+def rank_n_contrast(vectors: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Rank-N-Contrast of unit vectors (N, d) with targets (N,) (Zha et al., 2023, eq. 1).
+
+    Every other example is a positive in its turn, against all that lie at least as far from the anchor's target.
+    Raises ValueError for unequal shapes, NaN or a temperature <= 0.
+    """
+    _refuse_cold(temperature)
+    vectors, targets = _without_nan(_precise(vectors)), _without_nan(_precise(targets)).to(vectors.device)
+    if targets.shape != vectors.shape[:1]:
+        raise ValueError(f"vectors {tuple(vectors.shape)} with targets {tuple(targets.shape)}")
+    itself = torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)
+    distances = (targets[:, None] - targets[None, :]).abs().masked_fill(itself, -1)  # itself comes last
+    farthest, order = distances.sort(dim=1, descending=True)
+    similarities = (_product(vectors, vectors.T) / temperature).gather(1, order)
+    ends = torch.searchsorted(-farthest, -farthest, right=True) - 1  # equal distances count as a whole
+    against = similarities.logcumsumexp(dim=1).gather(1, ends)
+    return (against - similarities)[:, :-1].sum() / max(1, itself.numel() - len(vectors))
 
 
 def split_heads(tensor: Tensor, heads: int) -> Tensor:
@@ -319,7 +336,7 @@ class _AttentionError(torch.autograd.Function):
 
 
 class _RelationKL(torch.autograd.Function):
-    """Weighted KL of one relation, a few heads at a time.
+    """Weighted KL of one relation, a few maps (L, L) at a time.
 
     The gradient is taken beside the loss, as in `_StateError`: only tensors of the size of q, k and v remain.
     """
@@ -334,19 +351,26 @@ class _RelationKL(torch.autograd.Function):
         real: Tensor,  # (B, L) bool
         rows: Tensor,  # (B, L) weight of each query
     ) -> Tensor:
+        heads, length = student_left.shape[1:3]
+        sides = (side.flatten(0, 1) for side in (student_left, student_right, teacher_left, teacher_right))
+        own_left, own_right, aim_left, aim_right = sides  # each (BA, L, d/A)
+        padding = torch.zeros_like(rows).masked_fill_(~real, MASKED).repeat_interleave(heads, 0)[:, None]  # (BA, 1, L)
+        weights = rows.repeat_interleave(heads, 0)[:, :, None]  # (BA, L, 1)
         loss = rows.new_zeros(())
-        left_gradient, right_gradient = torch.empty_like(student_left), torch.empty_like(student_right)
-        weights, scale = rows[:, None, :, None], math.sqrt(student_left.shape[-1])
-        for chunk in _chunks(*student_left.shape[:3]):
-            left, right = student_left[:, chunk], student_right[:, chunk]
-            log_student = _log_relation(left, right, real)  # (B, a, L, L)
-            log_teacher = _log_relation(teacher_left[:, chunk], teacher_right[:, chunk], real)
-            teacher = log_teacher.exp()
-            loss += (weights * teacher * (log_teacher - log_student)).sum()
-            error = weights * (log_student.exp() - teacher) / scale
-            left_gradient[:, chunk] = _product(error, right)
-            right_gradient[:, chunk] = _product(error.transpose(-2, -1), left)
-        ctx.save_for_backward(left_gradient, right_gradient)
+        left_gradient, right_gradient = torch.empty_like(own_left), torch.empty_like(own_right)
+        for chunk in _chunks(len(weights), length**2, rows.device):
+            left, right = own_left[chunk], own_right[chunk]
+            scores, shares, log_sum = _relation(left, right, padding[chunk])
+            aims, targets, aim_log_sum = _relation(aim_left[chunk], aim_right[chunk], padding[chunk])
+            kl = aims.sub_(scores).mul_(targets).sum(-1, keepdim=True) - aim_log_sum + log_sum  # (a, L, 1)
+            loss += (weights[chunk] * kl.clamp_min_(0)).sum()  # rounding may leave it just below
+            error = shares.sub_(targets).mul_(weights[chunk])
+            torch.bmm(error, right, out=left_gradient[chunk])
+            torch.bmm(error.transpose(1, 2), left, out=right_gradient[chunk])
+        scale = math.sqrt(own_left.shape[-1])
+        ctx.save_for_backward(
+            left_gradient.div_(scale).view_as(student_left), right_gradient.div_(scale).view_as(student_right)
+        )
         return loss
 
     @staticmethod
@@ -356,19 +380,66 @@ class _RelationKL(torch.autograd.Function):
         return gradient * left_gradient, gradient * right_gradient, None, None, None, None
 
 
+class _NeighbourKL(torch.autograd.Function):
+    """Sum over queries of the KL between two softmaxes over the same keys, a few queries at a time.
+
+    The gradient is taken beside the loss, as in `_StateError`: no map (N, K) outlives its chunk.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: Tensor,  # (N, d)
+        queries: Tensor,  # (N, d)
+        columns: Tensor,  # (d, K)
+        own: Tensor | None,  # (N, K) bool: entries left out
+        teacher_temperature: float,
+        student_temperature: float,
+    ) -> Tensor:
+        loss, left_gradient = student.new_zeros(()), torch.empty_like(student)
+        step = max(1, KEYED_ENTRIES // columns.shape[1])
+        for chunk in (slice(first, first + step) for first in range(0, len(student), step)):
+            scores = _product(student[chunk], columns) / student_temperature  # (n, K)
+            aims = _product(queries[chunk], columns) / teacher_temperature
+            if own is not None:
+                scores, aims = scores.masked_fill(own[chunk], MASKED), aims.masked_fill(own[chunk], MASKED)
+            log_student, log_teacher = scores.log_softmax(-1), aims.log_softmax(-1)
+            targets = log_teacher.exp()
+            loss += (log_teacher - log_student).mul_(targets).sum()
+            error = log_student.exp_().sub_(targets)
+            if own is not None:
+                error.masked_fill_(own[chunk], 0)
+            left_gradient[chunk] = _product(error, columns.T) / student_temperature
+        ctx.save_for_backward(left_gradient)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (left_gradient,) = ctx.saved_tensors
+        return gradient * left_gradient, None, None, None, None, None
+
+
 _state_error: Callable[..., Tensor] = _StateError.apply
 _attention_error: Callable[..., Tensor] = _AttentionError.apply
 _relation_kl: Callable[..., Tensor] = _RelationKL.apply
+_neighbour_kl: Callable[..., Tensor] = _NeighbourKL.apply
 
 
-def _chunks(batch: int, heads: int, length: int) -> Iterator[slice]:
-    step = max(1, CHUNK_ENTRIES // (batch * length * length))
-    return (slice(first, first + step) for first in range(0, heads, step))
+def _chunks(count: int, entries: int, device: torch.device) -> Iterator[slice]:
+    """Parts of so many things, each with so many entries, as large as is fast."""
+    most = CACHED_ENTRIES if device.type == "cpu" else CHUNK_ENTRIES
+    step = max(1, most // entries)
+    return (slice(first, first + step) for first in range(0, count, step))
 
 
-def _log_relation(left: Tensor, right: Tensor, real: Tensor) -> Tensor:
-    scores = _product(left, right.transpose(-2, -1)) / math.sqrt(left.shape[-1])
-    return scores.masked_fill(~real[:, None, None, :], MASKED).log_softmax(dim=-1)
+def _relation(left: Tensor, right: Tensor, padding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores and probabilities (a, L, L) of the keys of each query, and the logarithm of its sum of exponents."""
+    with torch.autocast(left.device.type, enabled=False):
+        scores = torch.baddbmm(padding, left, right.transpose(1, 2), alpha=1 / math.sqrt(left.shape[-1]))
+    shares = scores.softmax(-1)
+    # the largest share is at least 1/L: its logarithm loses no digits
+    return scores, shares, scores.amax(-1, keepdim=True) - shares.amax(-1, keepdim=True).log()
 
 
 def _row_weights(real: Tensor, norm: Norm) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from openbook.config import Terms, UsageError, WholeKind
 from openbook.distillation import losses
 from openbook.distillation.mapping import layer_map, relation_heads
+from openbook.distillation.neighbours import Entries, KeyProjection, Neighbours
 from openbook.types import Batch, Outputs
 
 TERMS = ("gold", "soft_labels", "embedding", "hidden", "attention", "relations", "neighbours")
@@ -28,12 +29,9 @@ class Widths:
 class Objective(nn.Module):
     """The weighted sum of the terms whose weight is above 0. Raises UsageError for terms the two shapes cannot serve.
 
-    `key_projection` is W (d, d_t) and b (d,) of the teacher's keys; it is fixed, and `neighbours` alone reads it, to
-    compare the examples of one batch with each other.
+    `key_projection` is W (d, d_t) and b (d,) of the teacher's keys, and `entries` the keys of every training text
+    with their ids; both are fixed, and `neighbours` alone reads them.
     """
-
-    key_weight: Tensor
-    key_bias: Tensor
 
     def __init__(
         self,
@@ -41,7 +39,8 @@ class Objective(nn.Module):
         student: Widths,
         teacher: Widths,
         kind: WholeKind,
-        key_projection: tuple[Tensor, Tensor] | None = None,
+        key_projection: KeyProjection | None = None,
+        entries: Entries | None = None,
     ) -> None:
         super().__init__()
         self.terms, self.kind = terms, kind
@@ -66,9 +65,8 @@ class Objective(nn.Module):
         if terms.embedding:
             self.projections["embedding"] = _projection(student.embedding, teacher.embedding)
         if terms.neighbours:
-            weight, bias = _fitting_keys(key_projection, student, teacher)
-            self.register_buffer("key_weight", weight.detach().clone(), persistent=False)
-            self.register_buffer("key_bias", bias.detach().clone(), persistent=False)
+            projection = _fitting_keys(key_projection, student, teacher)
+            self.neighbours = Neighbours(terms, projection, _fitting_entries(entries, terms, student))
 
     @property
     def reads_hidden(self) -> bool:
@@ -158,9 +156,8 @@ class Objective(nn.Module):
         return losses.relations(own, aim, batch.attention_mask, self.relation_heads, norm=self.terms.relation_norm)
 
     def _neighbours(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        keys = losses.project_keys(teacher.embedding, self.key_weight, self.key_bias)
-        temperature = self.terms.neighbours_temperature
-        return losses.neighbour_relations(student.embedding, keys, keys, temperature, temperature)
+        loss: Tensor = self.neighbours(student.embedding, teacher.embedding, batch.ids)
+        return loss
 
 
 def _fits(terms: Terms, student: Widths, teacher: Widths) -> tuple[str, ...]:
@@ -191,9 +188,7 @@ def _projection(student: int, teacher: int) -> nn.Linear:
     return linear
 
 
-def _fitting_keys(
-    key_projection: tuple[Tensor, Tensor] | None, student: Widths, teacher: Widths
-) -> tuple[Tensor, Tensor]:
+def _fitting_keys(key_projection: KeyProjection | None, student: Widths, teacher: Widths) -> KeyProjection:
     if key_projection is None:
         raise UsageError(
             "terms.neighbours needs the teacher's key projection; train the teacher's first, or set it to 0"
@@ -206,6 +201,18 @@ def _fitting_keys(
             f"need a key projection {wanted}, and it is {tuple(weight.shape)} with bias {tuple(bias.shape)}; refit it"
         )
     return weight, bias
+
+
+def _fitting_entries(entries: Entries | None, terms: Terms, student: Widths) -> Entries | None:
+    if terms.neighbours_scope != "knowledge_base":
+        return None
+    if entries is None or entries[0].shape != (len(entries[1]), student.embedding):
+        found = "there are none" if entries is None else f"they are {tuple(entries[0].shape)} of {len(entries[1])} ids"
+        raise UsageError(
+            f"terms.neighbours_scope=knowledge_base needs a key of width {student.embedding} for every training text,"
+            f" and {found}; record the teacher's answers first, or set it to batch"
+        )
+    return entries
 
 
 def _state(outputs: Outputs, layer: int, side: str) -> Tensor:
