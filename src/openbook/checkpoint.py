@@ -94,11 +94,12 @@ def finish_renaming(folder: Path) -> None:
 
 
 @contextmanager
-def building(folder: Path, inputs: Mapping[str, Any]) -> Iterator[Path]:
+def building(folder: Path, inputs: Mapping[str, Any], editable: bool = False) -> Iterator[Path]:
     """A folder to write into, renamed to `folder` when the block ends without an error.
 
     What an interrupted run of the same inputs left under construction is handed out again, so a stage may resume
-    from its `scratch` folder; what other inputs left is thrown away. A link is followed, and stays.
+    from its `scratch` folder; what other inputs left is thrown away. A link is followed, and stays. What is `editable`
+    may change afterwards, and vouches for its own files.
     """
     folder = folder.resolve()
     finish_renaming(folder)
@@ -113,7 +114,8 @@ def building(folder: Path, inputs: Mapping[str, Any]) -> Iterator[Path]:
     (partial / MANIFEST).unlink(missing_ok=True)
     yield partial
     shutil.rmtree(partial / SCRATCH)
-    files = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
+    whole = [] if editable else sorted(path for path in partial.rglob("*") if path.is_file())
+    files = {str(path.relative_to(partial)): path.stat().st_size for path in whole}
     sync(partial)
     seconds = round(time.monotonic() - started, 1)
     manifest = {"format": FORMAT, "fingerprint": wanted, "inputs": inputs, "files": files, "seconds": seconds}

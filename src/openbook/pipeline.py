@@ -54,6 +54,7 @@ class Stage:
     upstream: Callable[[Any], tuple[str, ...]]  # of a recipe
     inputs: Callable[[Any], dict[str, Any]]  # of a run
     build: Callable[[Any, Path], None]
+    editable: bool = False  # whether its folder may be edited afterwards
 
 
 def before_recording(recipe: Recipe) -> tuple[str, ...]:
@@ -75,7 +76,7 @@ STAGES = {
         Stage("build-corpus", "corpus", build_corpus.upstream, build_corpus.inputs, build_corpus.build),
         Stage("record-answers", "teacher_outputs", before_recording, record_answers.inputs, record_answers.build),
         Stage("distill", "student", after("record-answers"), distill.inputs, distill.build),
-        Stage("build-kb", "knowledge_base", after("distill"), build_kb.inputs, build_kb.build),
+        Stage("build-kb", "knowledge_base", after("distill"), build_kb.inputs, build_kb.build, True),
         Stage("evaluate", "evaluation", after("build-kb"), evaluate.inputs, evaluate.build),
         Stage("report", "report", after("evaluate"), write_report.inputs, write_report.build),
     )
@@ -170,6 +171,7 @@ def check(run: Any) -> None:
     check_space(run)
     build_bank.check(run)
     build_corpus.check(run)
+    build_kb.check(run)
 
 
 def execute(recipe: Any, folder: Path, until: str | None = None, dry_run: bool = False) -> Any:
@@ -199,7 +201,7 @@ def perform(run: Any, step: Step) -> None:
     console.print(f"[bold]{name:15}[/] runs: {step.why}")
     started = time.monotonic()
     try:
-        with building(run.folder / step.stage.folder, step.inputs) as partial:
+        with building(run.folder / step.stage.folder, step.inputs, step.stage.editable) as partial:
             step.stage.build(run, partial)
     except FloatingPointError as error:
         raise RunError(f"{name}: {error}") from error

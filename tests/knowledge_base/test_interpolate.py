@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openbook.config import UsageError
-from openbook.knowledge_base.interpolate import evidence, interpolate, neighbour_average, own_positions, weights
+from openbook.knowledge_base.interpolate import (
+    evidence,
+    interpolate,
+    neighbour_average,
+    own_positions,
+    scaled,
+    training_targets,
+    weights,
+)
 from openbook.knowledge_base.search import Hits, normalise, search
 from openbook.types import KnowledgeBase
 
@@ -15,7 +23,7 @@ STUDENT = np.array([(0.3, 0.7)])
 
 
 def average(base, k, temperature=0.5, query=QUERY, exclude=None):
-    return neighbour_average(search(query, base.keys, k, exclude), base.values, temperature)
+    return neighbour_average(search(query, base.keys, k, exclude), base.values, temperature, base.weights)
 
 
 def random_case(seed, classes=3):
@@ -127,6 +135,89 @@ def test_an_entry_stored_twice_counts_twice(base):
     np.testing.assert_allclose(average(twice, 5), [(0.606225, 0.393775)], atol=1e-6)
 
 
+def test_an_entry_that_counts_twice_is_as_good_as_two(base):
+    weighted = replace(base, weights=np.float32([1, 1, 2, 1]))
+    np.testing.assert_allclose(average(weighted, 4), [(0.606225, 0.393775)], atol=1e-6)
+
+
+def test_a_corpus_that_counts_half_of_the_worked_example(base):
+    base = scaled(replace(base, origins=("train", "corpus", "train", "corpus")), "corpus", 0.5)
+    hits = search(QUERY, base.keys, 4)
+    shares = weights(hits.similarities, 0.5, base.weights[hits.positions])
+    assert hits.positions.tolist() == [[2, 0, 1, 3]]
+    np.testing.assert_allclose(shares, [[0.503950, 0.365943, 0.122649, 0.007458]], atol=1e-6)
+    np.testing.assert_allclose(average(base, 4), [(0.659977, 0.340023)], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"), [((0.8, 0.4), (0.626111, 0.373889)), ((0.894427, 0.447214), (0.644760, 0.355240))]
+)
+def test_the_prototype_of_the_worked_example(base, key, expected):
+    shortened = replace(
+        base,
+        keys=np.float32([key, (0, 1), (-1, 0)]),
+        values=np.float32([(0.75, 0.25), (0.2, 0.8), (0.5, 0.5)]),
+        weights=np.float32([2, 1, 1]),
+    )
+    np.testing.assert_allclose(average(shortened, 3), [expected], atol=1e-6)
+
+
+def test_a_corpus_that_counts_nothing_is_not_there(base):
+    both = replace(base, origins=("train", "corpus", "train", "corpus"))
+    alone = scaled(both, "corpus", 0)
+    assert (alone.ids, alone.texts, alone.origins) == (("t/0", "t/2"), ("east", "between"), ("train", "train"))
+    assert alone.weights is None
+    kept = [0, 2]
+    never = replace(base, keys=base.keys[kept], values=base.values[kept])
+    assert average(alone, 4).tobytes() == average(never, 4).tobytes()
+    assert alone.manifest == base.manifest
+
+
+def test_what_counts_is_multiplied_and_what_counts_nothing_goes(base):
+    base = replace(base, origins=("train", "corpus", "corpus", "train"), weights=np.float32([1, 3, 0, 0]))
+    halved = scaled(base, "corpus", 0.5)
+    assert (halved.ids, halved.weights.tolist(), halved.weights.dtype) == (("t/0", "t/1"), [1, 1.5], np.float32)
+    assert scaled(replace(base, origins=(), weights=None), "corpus", 0).ids == base.ids
+    assert scaled(replace(base, origins=(), weights=None), "train", 0).ids == ()
+
+
+@pytest.mark.parametrize("omega", [-0.5, np.nan, np.inf])
+def test_an_omega_that_is_no_number_of_times_is_refused(base, omega):
+    with pytest.raises(UsageError, match="omega"):
+        scaled(base, "corpus", omega)
+
+
+def test_training_targets_of_the_worked_example(base):
+    def look_up(queries, k, exclude):
+        return search(queries, base.keys, k, exclude)
+
+    half, most = (training_targets(base, base.keys, share, 2, 0.5, look_up) for share in (0.5, 0.8))
+    np.testing.assert_allclose(half[2], (0.540459, 0.459541), atol=1e-6)
+    np.testing.assert_allclose(most[2], (0.576184, 0.423816), atol=1e-6)
+    others = [(0.507410, 0.492590), (0.650394, 0.349606), (0.292590, 0.707410)]
+    np.testing.assert_allclose(half[[0, 1, 3]], (base.values[[0, 1, 3]] + np.array(others)) / 2, atol=1e-6)
+    assert training_targets(base, base.keys, 1, 2, 0.5, look_up) is base.values
+    with pytest.raises(UsageError, match="3 queries for 4 entries"):
+        training_targets(base, base.keys[:3], 0.5, 2, 0.5, look_up)
+
+
+def test_a_training_target_does_not_know_what_only_its_text_brought_in_and_stands_alone_if_nothing_is_left(base):
+    def look_up(queries, k, exclude):
+        return search(queries, base.keys, k, exclude)
+
+    anchors = {"t/0": ["t/2"], "t/1": ["t/2", "t/3"]}
+    target = training_targets(base, base.keys, 0.5, 1, 0.5, look_up, anchors)[2]
+    np.testing.assert_allclose(target, (base.values[2] + base.values[1]) / 2, atol=1e-6)
+    alone = training_targets(base, base.keys, 0.5, 1, 0.5, look_up, {f"t/{row}": ["t/2"] for row in range(4)})[2]
+    assert alone.tolist() == base.values[2].tolist()
+
+
+def test_entries_only_the_query_retrieved_are_its_own(base):
+    anchors = {"t/0": ("q/0",), "t/1": ("q/0", "q/1"), "t/3": ("q/1", "q/1")}
+    found = own_positions(base, ("q/0", "q/1", "q/2"), ("a", "between", "c"), anchors)
+    assert [positions.tolist() for positions in found] == [[0], [2, 3], []]
+
+
 def test_regression_of_the_worked_example(base):
     base = replace(base, values=np.float32([[4.5], [1.0], [3.2], [0.0]]))
     hits = search(QUERY, base.keys, 2)
@@ -153,7 +244,7 @@ def test_a_query_that_finds_nothing_keeps_the_students_answer(base, empty_base):
 
 def test_padding_weighs_nothing_at_any_temperature():
     similarities = np.float32([[0.9, 0.1, -np.inf]])
-    for temperature in (1e-6, 0.5, np.inf):
+    for temperature in (1e-6, 0.5, 1e9):
         found = weights(similarities, temperature)
         assert found[0, 2] == 0
         np.testing.assert_allclose(found[:, :2], weights(similarities[:, :2], temperature))
@@ -161,7 +252,7 @@ def test_padding_weighs_nothing_at_any_temperature():
 
 def test_a_tiny_temperature_gives_the_nearest_and_a_huge_one_the_plain_mean(base):
     np.testing.assert_allclose(average(base, 3, 1e-6), base.values[[2]], atol=1e-9)
-    np.testing.assert_allclose(average(base, 3, np.inf), [base.values[:3].mean(axis=0)], atol=1e-7)
+    np.testing.assert_allclose(average(base, 3, 1e9), [base.values[:3].mean(axis=0)], atol=1e-7)
     tied = average(replace(base, keys=base.keys[[0, 1, 2, 2]]), 3, 1e-6)
     np.testing.assert_allclose(tied, [base.values[2:].mean(axis=0)], atol=1e-7)
 
@@ -203,6 +294,30 @@ def test_the_evidence_of_the_worked_example(base):
     np.testing.assert_allclose(east.result_without, 0.3 * STUDENT[0] + 0.7 * np.array((0.6, 0.4)), atol=1e-6)
 
 
+def test_evidence_says_where_each_neighbour_comes_from_and_what_it_is(base):
+    hits = search(QUERY, base.keys, 2)
+    (plain,) = evidence(base, hits, STUDENT, 0.5, 0.3)
+    assert [(near.rank, near.origin, near.label) for near in plain.neighbours] == [
+        (0, "train", None),
+        (1, "train", None),
+    ]
+    base = replace(base, origins=("train", "train", "corpus", "train"))
+    (shown,) = evidence(base, hits, STUDENT, 0.5, 0.3, {"t/0": "yes"})
+    assert [(near.origin, near.label) for near in shown.neighbours] == [("corpus", None), ("train", "yes")]
+
+
+def test_every_row_is_explained_by_its_own_beta_and_a_skipped_row_by_the_student(base):
+    hits = search(np.vstack([QUERY, QUERY, QUERY]), base.keys, 2)
+    hits.positions[2], hits.similarities[2] = -1, -np.inf
+    student = np.vstack([STUDENT, STUDENT, STUDENT])
+    first, second, skipped = evidence(base, hits, student, 0.5, np.array([0.3, 0.7, 1.0]))
+    np.testing.assert_allclose(first.result, (0.598342, 0.401658), atol=1e-6)
+    np.testing.assert_allclose(second.result, (0.427861, 0.572139), atol=1e-6)
+    assert second.neighbours[0].contribution == pytest.approx(0.3 * 0.579324 * 0.4, abs=1e-6)
+    assert (skipped.result.tolist(), skipped.neighbours, skipped.student_contribution) == ([0.3, 0.7], (), 0.7)
+    assert [one.decisive for one in (first, second, skipped)] == [True, False, False]
+
+
 def test_without_its_only_neighbour_the_result_is_the_students(base):
     (shown,) = evidence(base, search(QUERY, base.keys, 1), STUDENT, 0.5, 0.3)
     assert shown.neighbours[0].result_without.tolist() == [0.3, 0.7]
@@ -214,8 +329,10 @@ def test_contributions_sum_to_the_result_and_leaving_one_out_is_exact(seed, temp
     hits, values, student = random_case(seed)
     hits.positions[0, 4:], hits.similarities[0, 4:] = -1, -np.inf
     names = tuple(f"t/{row}" for row in range(9))
-    base = KnowledgeBase(keys=np.empty((9, 4), np.float32), values=values, ids=names, texts=names, manifest={})
-    mean = neighbour_average(hits, values, temperature)
+    counts = np.random.default_rng(seed).choice(np.float32([0.25, 1, 3]), size=9) if seed % 2 else None
+    keys = np.empty((9, 4), np.float32)
+    base = KnowledgeBase(keys=keys, values=values, ids=names, texts=names, manifest={}, weights=counts)
+    mean = neighbour_average(hits, values, temperature, counts)
     explained = evidence(base, hits, student, temperature, beta)
     assert [len(shown.neighbours) for shown in explained] == [4, 6, 6, 6, 6]
     for row, shown in enumerate(explained):
@@ -235,10 +352,18 @@ def test_a_beta_outside_its_range_is_refused(beta):
         interpolate(STUDENT, STUDENT, beta)
 
 
-@pytest.mark.parametrize("temperature", [0, -1, np.nan])
+@pytest.mark.parametrize("temperature", [0, -1, np.nan, np.inf])
 def test_a_temperature_that_is_not_above_zero_is_refused(temperature):
     with pytest.raises(UsageError, match="temperature"):
         weights(np.ones((1, 2)), temperature)
+
+
+def test_a_beta_for_every_row_mixes_each_its_own_way():
+    near = np.array([(0.8, 0.2), (0.8, 0.2)])
+    mixed = interpolate(np.vstack([STUDENT, STUDENT]), near, np.array([1.0, 0.5]))
+    np.testing.assert_allclose(mixed, [(0.3, 0.7), (0.55, 0.45)])
+    with pytest.raises(UsageError, match="beta"):
+        interpolate(near, near, np.array([0.5, 1.5]))
 
 
 def test_shapes_that_would_broadcast_are_refused():

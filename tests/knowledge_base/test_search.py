@@ -72,9 +72,41 @@ def test_ties_go_to_the_first_position_also_at_the_cut():
 
 
 def test_the_rounding_of_the_matrix_product_decides_nothing():
-    rough = np.float32([0.5, 0.5 + 2e-6, 0.2, 0.5 - 2e-6, -np.inf])
-    assert search_module._candidates(rough, 1).tolist() == [0, 1, 3]
-    assert search_module._candidates(rough, 5).tolist() == [0, 1, 2, 3]
+    rough = np.float32([[0.5, 0.5 + 2e-6, 0.2, 0.5 - 2e-6, -np.inf]])[:, None]  # groups of one
+    for k, expected in ((1, [0, 1, 3]), (5, [0, 1, 2, 3])):
+        rows, places = search_module._candidates(rough, k)
+        assert (rows.tolist(), places.tolist()) == ([0] * len(places), expected)
+    in_groups = np.float32([[[0.1, 0.5], [0.5 - 2e-6, 0.3], [0.2, 0.5 + 2e-6]], [[0.9, 0.1], [0.1, 0.1], [0.1, 0.1]]])
+    rows, places = search_module._candidates(in_groups, 1)
+    assert sorted(zip(rows.tolist(), places.tolist(), strict=True)) == [(0, 1), (0, 2), (0, 5), (1, 0)]
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), st.integers(300, 1500), st.integers(1, 9), st.integers(1, 3))
+def test_looking_at_groups_first_misses_nothing(seed, entries, k, distinct):
+    random = np.random.default_rng(seed)
+    keys = random_unit(seed, 12 * distinct, 6)[random.integers(12 * distinct, size=entries)]
+    queries, out = random.normal(size=(4, 6)), np.arange(0, entries, 3)
+    hits = search(queries, keys, k, [out, (), out, ()])
+    exact = (normalise(queries)[:, None] * keys[None].astype(np.float64)).sum(axis=2).astype(np.float32)
+    exact[::2, out] = -np.inf
+    assert hits.positions.tolist() == np.argsort(-exact, axis=1, kind="stable")[:, :k].tolist()
+
+
+def test_keys_that_all_point_away_are_found_too():
+    keys = -normalise(np.abs(np.random.default_rng(0).normal(size=(301, 4)))).astype(np.float32)  # in groups of 37
+    query = np.ones((1, 4))
+    assert search(query, keys, 1).positions[0, 0] == (keys @ query[0]).argmax()
+
+
+def test_a_basis_is_applied_to_the_unit_query_which_then_keeps_its_length(base):
+    basis = np.float32([[0.894427], [0.447214]])
+    hits = search(QUERY * 7, base.keys @ basis, 4, basis=basis)
+    np.testing.assert_allclose(hits.similarities, [[0.88, 0.88, 0.44, -0.88]], atol=1e-6)
+    whole = np.float32([[0.6, -0.8], [0.8, 0.6]])
+    assert search(QUERY, base.keys @ whole, 4, basis=whole).positions.tolist() == [[2, 0, 1, 3]]
+    with pytest.raises(UsageError, match=r"\(1, 1\).*2 dimensions"):
+        search(np.ones((1, 1)), base.keys @ basis, 1, basis=basis)
 
 
 def test_returned_similarities_are_the_exact_inner_products():
