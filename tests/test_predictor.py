@@ -13,6 +13,7 @@ from torch import nn
 
 from openbook import predictor
 from openbook.config import StudentSettings, UsageError
+from openbook.knowledge_base.index import Index
 from openbook.knowledge_base.search import normalise
 from openbook.models.encoder import Encoder, Head
 from openbook.models.student import new_student
@@ -133,7 +134,7 @@ def test_a_student_without_a_book(student: Encoder, tokenizer: Any) -> None:
     with torch.no_grad():
         expected = student.model(**inputs).logits.softmax(-1)
     np.testing.assert_allclose(alone.predict_proba(TEXTS), expected, atol=1e-5)
-    with pytest.raises(UsageError, match="no knowledge base to explain"):
+    with pytest.raises(UsageError, match="no knowledge base; build one"):
         alone.explain(TEXTS)
 
 
@@ -143,7 +144,7 @@ def test_beta_of_one_leaves_the_book_shut_and_the_answer_as_it_was(
     shut = OpenBook(student, tokenizer, base_of(retrieval={"top_k": 5, "temperature": 0.2, "beta": 1.0}))
     told = shut.explain(TEXTS)  # asked for, it is searched
     assert len(told[0].evidence.neighbours) == 5
-    monkeypatch.setattr(predictor, "search", refuse)
+    monkeypatch.setattr(Index, "search", refuse)
     np.testing.assert_array_equal(shut.predict_proba(TEXTS), OpenBook(student, tokenizer).predict_proba(TEXTS))
     assert [one.prediction for one in told] == [one.alone for one in told] == shut.predict(TEXTS)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from openbook.knowledge_base.store import KnowledgeBase
     from openbook.predictor import OpenBook
 
-__all__ = ["OpenBook"]
+__all__ = ["KnowledgeBase", "OpenBook"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,4 +17,8 @@ def __getattr__(name: str) -> Any:
         from openbook.predictor import OpenBook
 
         return OpenBook
+    if name == "KnowledgeBase":
+        from openbook.knowledge_base.store import KnowledgeBase
+
+        return KnowledgeBase
     raise AttributeError(f"module 'openbook' has no attribute {name!r}")

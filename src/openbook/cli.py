@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
+from openbook import book_commands
 from openbook.config import UsageError
 from openbook.console import console
 
@@ -249,6 +250,11 @@ def show_prediction(line: str, record: dict[str, Any]) -> None:
             f"    {neighbour['weight']:.2f}  similarity {neighbour['similarity']:.2f}  {neighbour['text']}",
             markup=False,
         )
+
+
+app.command()(book_commands.remember)
+app.command()(book_commands.forget)
+app.command()(book_commands.book)
 
 
 @app.command()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -11,16 +12,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from openbook.config import UsageError
+from openbook.config import UsageError, WholeKind
 from openbook.inference import Answers, outputs_of
-from openbook.knowledge_base import store
-from openbook.knowledge_base.interpolate import Evidence, evidence, interpolate, neighbour_average
-from openbook.knowledge_base.search import search
+from openbook.keys import keys_of, values_of
+from openbook.knowledge_base import editing, store
+from openbook.knowledge_base.answering import answer
+from openbook.knowledge_base.editing import Edit
+from openbook.knowledge_base.interpolate import Evidence, evidence
+from openbook.knowledge_base.search import normalise, search_of
+from openbook.knowledge_base.shelf import Book, Shelf
+from openbook.knowledge_base.tuning import HeldOut, Tuned, collect, tune
+from openbook.metrics import METRICS
 from openbook.models.encoder import Encoder, load_finished
 from openbook.models.student import load_tokenizer
 from openbook.types import Batch, KnowledgeBase
 
 BATCH_SIZE = 32
+OUTPUTS = "teacher_outputs"  # beside the knowledge base: where the map to its keys lies
+REMEMBERED = "remembered"  # the origin of entries that were added to a finished book
 
 Text = str | tuple[str, str]
 Texts = Text | Sequence[Text]
@@ -42,15 +51,30 @@ class OpenBook:
     `predict`, `predict_proba` and `explain` take one text, a list of texts, one pair `(a, b)`, or a list of pairs.
     """
 
-    def __init__(self, student: Encoder, tokenizer: Any, base: KnowledgeBase | None = None):
-        self.student, self.tokenizer, self.base = student.eval(), tokenizer, base
+    def __init__(self, student: Encoder, tokenizer: Any, base: KnowledgeBase | Path | None = None):
+        self.student, self.tokenizer = student.eval(), tokenizer
+        self.shelf = None if base is None else Shelf(base)
+        self._checked: Book | None = None
+        self._teacher: OpenBook | None = None
         config = student.model.config
-        self.kind = "regression" if config.problem_type == "regression" else "classification"
+        self.kind: WholeKind = "regression" if config.problem_type == "regression" else "classification"
         self.labels = None if self.kind == "regression" else tuple(config.id2label[i] for i in range(config.num_labels))
-        if base is not None:
-            known = getattr(config, "key_space", base.manifest["key_space"])  # absent: a student openbook did not teach
-            store.check_fits(base, known, self.labels)
-        self.retrieval: Mapping[str, Any] = {"beta": 1.0} if base is None else base.manifest["retrieval"]
+        self.key_space: str | None = getattr(config, "key_space", None)  # absent: a student openbook did not teach
+        _ = self.book
+
+    @property
+    def book(self) -> Book | None:
+        """The knowledge base as it is now. Raises UsageError for one that was made for another student."""
+        book = None if self.shelf is None else self.shelf.book()
+        if book is not None and book is not self._checked:
+            manifest = book.base.manifest
+            store.check_fits(book.base, self.key_space or manifest["key_space"], self.labels)
+            self._checked = book
+        return book
+
+    @property
+    def base(self) -> KnowledgeBase | None:
+        return None if self.book is None else self.book.base
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
@@ -62,7 +86,7 @@ class OpenBook:
         if not (folder / "student" / "config.json").is_file():
             raise UsageError(f"{folder} holds no finished student/ folder; name a run folder such as runs/quickstart")
         book = folder / "knowledge_base"
-        base = store.load(book) if (book / "manifest.json").is_file() else None
+        base = book if (book / "manifest.json").is_file() else None
         return cls(load_finished(str(folder / "student")), load_tokenizer(str(folder / "student")), base)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -85,26 +109,117 @@ class OpenBook:
     def explain(self, texts: Texts) -> Any:
         """The answer with the neighbours that decided it: one Explanation, or a list of them for a list."""
         rows, single = as_rows(texts)
-        if self.base is None:
-            raise UsageError("this student has no knowledge base to explain its answers with; build one and load both")
-        heard = self.read(rows)
-        hits = search(heard.embedding, self.base.keys, self.retrieval["top_k"])
+        book = self._opened()
+        heard, how = self.read(rows), book.retrieval
         outputs = outputs_of(heard, self.kind)
-        found = evidence(self.base, hits, outputs, self.retrieval["temperature"], self.retrieval["beta"])
-        told = [
+        if how.opens_book:
+            told = answer(outputs, heard.embedding, book.base, how, book.index.search)
+            hits, betas = told.hits, told.betas
+        else:  # asked for, it is searched
+            hits, betas = book.index.search(heard.embedding, how.top_k), np.ones(len(rows))
+        found = evidence(book.base, hits, outputs, how.temperature, betas)
+        explained = [
             Explanation(row, self.name(one.result), self.name(one.student), one)
             for row, one in zip(rows, found, strict=True)
         ]
-        return told[0] if single else told
+        return explained[0] if single else explained
+
+    def remember(self, texts: Texts, labels: Any = None, ids: Sequence[str] | None = None) -> Edit:
+        """Add texts to the book: from the next prediction on they are looked up. Nothing is trained.
+
+        `labels` are a person's: names, or scores in regression, one for each text (for one text, one label). Without
+        them, what the teacher says is kept. Entries are found by the teacher's keys, or, where its folder is not beside
+        the student's, by the student's own embeddings, which then need labels. Raises UsageError, and changes nothing,
+        for unknown labels, ids or texts that are there already, and a book that is not in a folder.
+        """
+        rows, single = as_rows(texts)
+        folder = self._folder()
+        values = None if labels is None else self.values([labels] if single else labels, len(rows))
+        teacher = self.teacher()
+        if values is None and teacher is None:
+            raise UsageError(
+                f"{folder.parent} has no teacher/ to label these texts; give labels, or name the run folder that has it"
+            )
+        if teacher is None:
+            keys = normalise(self.read(rows).embedding).astype(np.float32)
+        else:
+            heard = teacher.read(rows)
+            keys = keys_of(folder.parent / OUTPUTS, heard.embedding)
+            values = values_of(self.kind, heard.logits) if values is None else values
+        assert values is not None
+        book = self._opened()
+        told = tuple("\t".join(fields(row)) for row in rows)
+        names = tuple(ids) if ids is not None else tuple(f"{REMEMBERED}/{digest_text(text)[:16]}" for text in told)
+        about = {name: book.base.manifest[name] for name in ("kind", "labels", "key_space")}
+        return editing.add(folder, KnowledgeBase(keys, values, names, told, about, origins=(REMEMBERED,) * len(rows)))
+
+    def forget(self, ids: Sequence[str]) -> Edit:
+        """Remove entries: from the next prediction on they are not looked up. Raises UsageError for an unknown id."""
+        return editing.remove(self._folder(), [ids] if isinstance(ids, str) else ids)
+
+    def relabel(self, ids: Sequence[str], labels: Sequence[Any]) -> Edit:
+        """Correct what entries say. Raises UsageError for an unknown id or label, and changes nothing then."""
+        return editing.relabel(self._folder(), ids, self.values(labels, len(ids)))
+
+    def tune(self, texts: Sequence[Text], labels: Sequence[Any], metric: str | None = None) -> Tuned:
+        """Choose anew how the book is opened, on labelled texts that it does not hold, and keep that with the book.
+
+        `metric` is accuracy, or pearson in regression, if absent. Raises UsageError for texts that the book holds.
+        """
+        rows, _ = as_rows(texts)
+        folder, heard = self._folder(), self.read(rows)
+        values = self.values(labels, len(rows))
+        gold = values[:, 0] if self.labels is None else values.argmax(axis=1)
+        joined = tuple("\t".join(fields(row)) for row in rows)
+        held_out = HeldOut(tuple(f"row {place}" for place in range(len(rows))), joined, gold)
+        base = self._opened().base
+        caches = collect(held_out, outputs_of(heard, self.kind), heard.embedding, base, search_of)
+        name = metric or ("pearson" if self.labels is None else "accuracy")
+        tuned = tune(caches, METRICS[name].function, self.kind, reported=())
+        editing.settle(folder, tuned.retrieval.to_manifest())
+        return tuned
+
+    def values(self, labels: Sequence[Any], count: int) -> NDArray[np.float32]:
+        """A person's labels as an entry's values: one-hot (n, C), or scores (n, 1)."""
+        if isinstance(labels, str) or len(labels) != count:
+            raise UsageError(f"there are {count} texts or ids; give as many labels, not {labels!r}")
+        if self.labels is None:
+            return np.array(labels, np.float32)[:, None]
+        for place, label in enumerate(labels):
+            if label not in self.labels:
+                raise UsageError(f"label {place} is {label!r}; the student knows {', '.join(self.labels)}")
+        return np.eye(len(self.labels), dtype=np.float32)[[self.labels.index(label) for label in labels]]
+
+    def teacher(self) -> OpenBook | None:
+        """The teacher whose keys the book has, if its folder is beside the student's."""
+        run = self._folder().parent
+        if self._teacher is None and (run / "teacher" / "config.json").is_file() and (run / OUTPUTS).is_dir():
+            where = str(run / "teacher")
+            self._teacher = OpenBook(load_finished(where), load_tokenizer(where))
+        return self._teacher
+
+    def _opened(self) -> Book:
+        book = self.book
+        if book is None:
+            raise UsageError("this student has no knowledge base; build one and load both")
+        return book
+
+    def _folder(self) -> Path:
+        _ = self._opened()
+        assert self.shelf is not None
+        if self.shelf.folder is None:
+            raise UsageError(
+                "this knowledge base is in memory only; save it, and load it with OpenBook.from_pretrained"
+            )
+        return self.shelf.folder
 
     def answer(self, rows: Sequence[Text]) -> NDArray[Any]:
         heard = self.read(rows)
         outputs = outputs_of(heard, self.kind)
-        if self.base is None or self.retrieval["beta"] == 1:  # a book that is not trusted is not opened
+        book = self.book
+        if book is None:
             return outputs
-        hits = search(heard.embedding, self.base.keys, self.retrieval["top_k"])
-        average = neighbour_average(hits, self.base.values, self.retrieval["temperature"])
-        return interpolate(outputs, average, self.retrieval["beta"])
+        return answer(outputs, heard.embedding, book.base, book.retrieval, book.index.search).outputs
 
     def read(self, rows: Sequence[Text]) -> Answers:
         """The student's own logits and pooled vectors, in batches of similar length."""
@@ -134,6 +249,10 @@ class OpenBook:
 
     def name(self, answer: NDArray[Any]) -> str | float:
         return float(answer[0]) if self.labels is None else self.labels[int(answer.argmax())]
+
+
+def digest_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def fields(row: Text) -> tuple[str, ...]:

@@ -18,8 +18,8 @@ from openbook.checkpoint import read_json, write_json
 from openbook.console import track
 from openbook.inference import Answers, answers_of, outputs_of
 from openbook.knowledge_base import store
-from openbook.knowledge_base.interpolate import interpolate, neighbour_average
-from openbook.knowledge_base.search import search
+from openbook.knowledge_base.answering import Retrieval, answer
+from openbook.knowledge_base.search import search_of
 from openbook.lessons import CORPUS, KD, LABELS, OPEN_BOOK, STUDENTS, TEACHER
 from openbook.metrics import agreement, paired_difference, score
 from openbook.models.encoder import load_finished
@@ -91,9 +91,9 @@ def all_outputs(run: Run) -> dict[str, list[NDArray[Any]]]:
 
 
 def with_book(answers: Answers, kind: str, base: KnowledgeBase, tuned: dict[str, Any]) -> NDArray[Any]:
-    alone = outputs_of(answers, kind)
-    hits = search(answers.embedding, base.keys, tuned["top_k"])
-    return interpolate(alone, neighbour_average(hits, base.values, tuned["temperature"]), tuned["beta"])
+    """By exact search: an approximate index would add a difference of its own to what is reported."""
+    retrieval = Retrieval.from_manifest(tuned["retrieval"])
+    return answer(outputs_of(answers, kind), answers.embedding, base, retrieval, search_of(base)).outputs
 
 
 def describe(
@@ -101,7 +101,7 @@ def describe(
 ) -> dict[str, Any]:
     scores = [score(run.task.metric, one, gold) for one in outputs[name]]
     folder = run.folder / (TEACHER if name == TEACHER else "student")
-    book = {"book_bytes": folder_bytes(run.folder / "knowledge_base", ".npy")} if name == OPEN_BOOK else {}
+    book = {"book_bytes": book_bytes(run)} if name == OPEN_BOOK else {}
     return {
         "name": name,
         "scores": scores,
@@ -118,6 +118,12 @@ def describe(
 def agreements(kind: str, outputs: list[NDArray[Any]], teacher: NDArray[Any]) -> float | None:
     """Share of texts that get the teacher's label, over all seeds; scores of a regression have none."""
     return None if kind == "regression" else statistics.mean(agreement(one, teacher) for one in outputs)
+
+
+def book_bytes(run: Run) -> int:
+    """Of keys and values; texts are counted apart, since they serve the reader."""
+    files = read_json(run.folder / "knowledge_base" / "manifest.json")["files"]
+    return sum(file["bytes"] for name, file in files.items() if name.endswith(".npy"))
 
 
 def folder_bytes(folder: Path, suffix: str) -> int:

@@ -1,0 +1,148 @@
+"""A book that is edited while its student is in service: each edit counts from the next prediction on."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from openbook.config import StudentSettings, UsageError
+from openbook.knowledge_base.search import normalise
+from openbook.models.encoder import Encoder, Head
+from openbook.models.student import new_student
+from openbook.predictor import OUTPUTS, OpenBook
+from openbook.types import KnowledgeBase
+
+LABELS = ("bad", "good")
+NEW = ["the film was quite new", "a thing nobody saw", "it seemed so"]
+
+
+def encoder(tokenizer: Any, width: int, seed: int) -> Encoder:
+    settings = StudentSettings(architecture="bert", layers=1, hidden_size=width, heads=2)
+    model = new_student(settings, Head(LABELS), tokenizer, len(tokenizer), positions=24, seed=seed)
+    for place, weight in enumerate(model.parameters()):
+        nn.init.normal_(weight, std=0.5, generator=torch.Generator().manual_seed(100 * seed + place))
+    model.model.config.key_space = "space"
+    return model
+
+
+@pytest.fixture
+def run(tokenizer: Any, tmp_path: Path) -> Path:
+    """The folder of a finished run, the teacher's map to keys being a part of it."""
+    random = np.random.default_rng(0)
+    keys = normalise(random.normal(size=(20, 16))).astype(np.float32)
+    values = np.eye(2, dtype=np.float32)[random.integers(0, 2, 20)]
+    names = tuple(f"t/train/{row}" for row in range(20))
+    retrieval = {"top_k": 1, "temperature": 0.1, "beta": 0.0}
+    about = {"kind": "classification", "labels": LABELS, "key_space": "space", "retrieval": retrieval}
+    base = KnowledgeBase(keys, values, names, tuple(f"text of {name}" for name in names), about)
+    OpenBook(encoder(tokenizer, 16, 1), tokenizer, base).save_pretrained(tmp_path)
+    encoder(tokenizer, 32, 2).save(tmp_path / "teacher", tokenizer)
+    (tmp_path / OUTPUTS).mkdir()
+    weight = torch.randn(16, 32, generator=torch.Generator().manual_seed(3))
+    save_file({"weight": weight, "bias": torch.zeros(16)}, tmp_path / OUTPUTS / "projection.safetensors")
+    return tmp_path
+
+
+@pytest.fixture
+def without_teacher(run: Path) -> Path:
+    (run / "teacher" / "config.json").unlink()
+    return run
+
+
+def test_what_is_remembered_is_found_by_the_next_prediction(without_teacher: Path) -> None:
+    """By the student's own embedding, a remembered text is its own nearest neighbour."""
+    book, other = OpenBook.from_pretrained(without_teacher), OpenBook.from_pretrained(without_teacher)
+    for label in LABELS:
+        edit = book.remember(NEW[0], label, ids=[f"my/{label}"])
+        assert (edit.added, edit.entries) == (1, 21)
+        for one in (book, other):
+            assert one.predict(NEW[0]) == label
+            nearest = one.explain(NEW[0]).evidence.neighbours[0]
+            assert (nearest.id, nearest.text, nearest.origin) == (f"my/{label}", NEW[0], "remembered")
+        book.forget(f"my/{label}")
+    assert other.explain(NEW[0]).evidence.neighbours[0].id.startswith("t/train/")
+
+
+def test_a_label_is_corrected_without_a_training(without_teacher: Path) -> None:
+    book = OpenBook.from_pretrained(without_teacher)
+    book.remember(NEW, ["good", "bad", "good"])
+    ids = [one.evidence.neighbours[0].id for one in book.explain(NEW)]
+    assert book.predict(NEW) == ["good", "bad", "good"]
+    book.relabel(ids, ["bad", "bad", "bad"])
+    assert book.predict(NEW) == ["bad", "bad", "bad"]
+
+
+def test_the_teacher_finds_the_place_and_names_the_label_where_it_is_at_hand(run: Path) -> None:
+    book = OpenBook.from_pretrained(run)
+    teacher = book.teacher()
+    assert teacher is not None
+    book.remember(NEW)
+    assert book.base is not None
+    np.testing.assert_allclose(book.base.values[-3:], teacher.predict_proba(NEW), atol=1e-6)
+    weight = torch.randn(16, 32, generator=torch.Generator().manual_seed(3)).numpy()
+    np.testing.assert_allclose(book.base.keys[-3:], normalise(teacher.read(NEW).embedding @ weight.T), atol=1e-5)
+
+
+def test_pairs_are_remembered_as_pairs(without_teacher: Path) -> None:
+    book = OpenBook.from_pretrained(without_teacher)
+    book.remember([("one text", "its other"), ("one text", "another")], ["good", "bad"])
+    assert book.predict([("one text", "its other"), ("one text", "another")]) == ["good", "bad"]
+    assert book.explain(("one text", "another")).evidence.neighbours[0].text == "one text\tanother"
+
+
+def test_tuning_opens_a_book_that_helps_and_closes_one_that_does_not(without_teacher: Path) -> None:
+    book = OpenBook.from_pretrained(without_teacher)
+    texts = [f"{word} {number}" for number in range(20) for word in ("fine", "poor")]
+    alone = OpenBook(book.student, book.tokenizer).predict(texts)
+    wrong = ["good" if label == "bad" else "bad" for label in alone]
+    book.remember(texts, wrong)
+    again = [f"{text} once" for text in texts]
+    tuned = book.tune(again, wrong)
+    assert tuned.kept
+    assert tuned.score > tuned.baseline_score
+    assert book.book is not None
+    assert book.book.retrieval == tuned.retrieval
+    assert not book.tune(again, OpenBook(book.student, book.tokenizer).predict(again)).kept
+    assert book.predict(texts) == alone
+
+
+@pytest.mark.parametrize(
+    ("labels", "ids", "told"),
+    [
+        (["good", "fine", "bad"], None, "label 1 is 'fine'; the student knows bad, good"),
+        (["good"], None, "3 texts or ids; give as many labels"),
+        ("good", None, "3 texts or ids; give as many labels"),
+        (None, None, "has no teacher/ to label these texts; give labels"),
+        (["good"] * 3, ["a", "b", "a"], "'a'"),
+        (["good"] * 3, ["a", "b", "t/train/3"], "taken .*t/train/3"),
+    ],
+)
+def test_what_cannot_be_remembered_changes_nothing(without_teacher: Path, labels: Any, ids: Any, told: str) -> None:
+    book = OpenBook.from_pretrained(without_teacher)
+    before = book.predict_proba(NEW)
+    with pytest.raises(UsageError, match=told):
+        book.remember(NEW, labels, ids)
+    assert book.base is not None
+    assert len(book.base.ids) == 20
+    np.testing.assert_array_equal(book.predict_proba(NEW), before)
+
+
+def test_what_is_not_there_cannot_be_forgotten(run: Path) -> None:
+    book = OpenBook.from_pretrained(run)
+    with pytest.raises(UsageError, match="nowhere"):
+        book.forget(["t/train/1", "nowhere"])
+    assert book.base is not None
+    assert len(book.base.ids) == 20
+
+
+def test_a_book_in_memory_or_none_at_all_is_not_edited(run: Path) -> None:
+    book = OpenBook.from_pretrained(run)
+    assert book.base is not None
+    for one, told in ((OpenBook(book.student, book.tokenizer, book.base), "in memory only"),
+                      (OpenBook(book.student, book.tokenizer), "no knowledge base")):  # fmt: skip
+        with pytest.raises(UsageError, match=told):
+            one.remember(NEW, ["good"] * 3)
