@@ -35,6 +35,17 @@ def grid_file(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "A2": {"title": "random text", "set": {"corpus.select": "random"}},
             "A5": {"title": "contextualized corpus"},
             "C5": {"title": "half of it", "rates_from": "A5", "set": {"corpus.fraction": 0.5}},
+            "B": {"title": "the first with its book", "students_of": "A0"},
+            "B0": {"title": "its book alone", "students_of": "A0", "book": {"beta": 0.0}},
+            "BG": {"title": "gold", "students_of": "A0", "set": {"knowledge_base.values": "gold"}, "book": {"beta": 0}},
+            "BP": {"title": "prior", "students_of": "A0", "book": {"beta": 0.0, "values": "prior"}},
+            "BS": {
+                "title": "found by the students' own embeddings, few and small",
+                "students_of": "A0",
+                "book": {"beta": 0.0, "keys": "student", "prototypes": 12, "form": "pca-8"},
+            },
+            "BR": {"title": "mapped", "students_of": "A0", "book": {"beta": 0.0, "queries": "ridge"}},
+            "N": {"title": "a bias in its place", "students_of": "A0", "book": {"closed": True}},
         },
         "baseline": "A2",
         "tune": [
@@ -168,6 +179,57 @@ def test_a_training_that_diverges_is_a_result(
     record = read_json(tmp_path / "results" / "reviews" / "A2" / "seed-1.json")
     assert (record["status"], record["error"]) == ("failed", "the loss is nan at step 3")
     assert "the loss is nan at step 3" in (tmp_path / "page.md").read_text()
+
+
+def book_record(finished: Path, arm: str, seed: int = 0) -> dict[str, Any]:
+    record = read_json(finished / "results" / "reviews" / arm / f"seed-{seed}.json")
+    assert (record["arm"], record["seed"], record["status"]) == (arm, seed, "ok")
+    return record
+
+
+def test_arms_that_open_a_book_answer_for_the_students_of_another(finished: Path) -> None:
+    alone, opened = book_record(finished, "A0"), book_record(finished, "B")
+    assert opened["rates"] == alone["rates"]
+    assert opened["steps"] == alone["steps"]
+    assert opened["book"]["entries"] == 128
+    if not opened["book"]["kept"]:
+        assert opened["scores"] == alone["scores"]
+        assert opened["holdout"] == pytest.approx(alone["holdout"])
+    effect = opened["book"]["if_opened"]
+    assert sum(bucket["rows"] for bucket in effect["buckets"]) == effect["rows"]
+    assert [bucket["similarity"] for bucket in effect["buckets"]] == sorted(b["similarity"] for b in effect["buckets"])
+    changed = effect["better"] - effect["worse"]
+    assert changed == sum(bucket["better"] - bucket["worse"] for bucket in effect["buckets"])
+
+
+def test_the_book_alone_is_as_good_as_what_it_holds(finished: Path) -> None:
+    """Students that learned labels in this small world lie near texts of the same label."""
+    assert book_record(finished, "B0")["book"]["retrieval"]["beta"] == 0
+    for arm in ("BS", "BR"):
+        assert book_record(finished, arm)["scores"]["accuracy"] > 0.8
+    prior = book_record(finished, "BP")["scores"]["accuracy"]
+    assert prior < 0.7, "a book that says the same of everything"
+    assert book_record(finished, "BG")["scores"] != book_record(finished, "BP")["scores"]
+
+
+def test_a_bias_takes_the_place_of_a_book(finished: Path) -> None:
+    record = book_record(finished, "N")
+    assert "book" not in record
+    assert record["holdout"] >= book_record(finished, "A0")["holdout"], "tuned where it is measured"
+
+
+def test_a_new_way_to_open_the_book_trains_nothing(
+    finished: Path, grid_file: Path, tmp_path: Path, taught: list[Any]
+) -> None:
+    shutil.copytree(finished / "results", tmp_path / "results")
+    shutil.copytree(finished / "runs" / "answers", tmp_path / "runs" / "answers")
+    grid = yaml.safe_load(grid_file.read_text())
+    grid["arms"]["B0"]["book"]["beta"] = 0.5
+    changed = tmp_path / "tiny.yaml"
+    changed.write_text(yaml.safe_dump(grid))
+    execute(at(tmp_path, changed), ["reviews"], None, tmp_path / "page.md")
+    assert taught == []
+    assert book_record(tmp_path, "B0")["book"]["retrieval"]["beta"] == 0.5
 
 
 def test_what_arms_share_is_built_once(finished: Path) -> None:

@@ -116,9 +116,23 @@ def test_a_missing_file_names_those_there_are(tmp_path: Path) -> None:
         load_grid(tmp_path / "absent.yaml")
 
 
-def test_every_cell_of_the_shipped_experiment_is_a_valid_recipe() -> None:
-    grid = load_grid(SHIPPED / "corpus.yaml")  # the other kind has a test of its own
-    assert sorted(path.name for path in SHIPPED.glob("*.yaml")) == ["corpus.yaml", "mitkd.yaml"]
+@pytest.mark.parametrize("file", ["corpus.yaml", "reaugkd.yaml"])
+def test_every_cell_of_the_shipped_experiments_is_a_valid_recipe(file: str) -> None:
+    grid = load_grid(SHIPPED / file)
+    assert sorted(path.name for path in SHIPPED.glob("*.yaml")) == ["corpus.yaml", "mitkd.yaml", "reaugkd.yaml"]
     places = [(task, arm, scale) for scale in grid.scales for task in grid.tasks for arm in grid.arms_of(task)]
     recipes = [cell(grid, *place, 0, middle(grid)).recipe for place in places]
     assert len(recipes) >= 2 * len(grid.arms)
+
+
+def test_an_arm_that_opens_a_book_has_the_recipe_of_its_students(tmp_path: Path) -> None:
+    raw = small()
+    raw["arms"]["B"] = {"title": "book", "students_of": "A2", "set": {"knowledge_base.values": "gold"}}
+    grid = load_grid(written(tmp_path, raw))
+    assert grid.readers_of("A2") == ["B"]
+    trained, read = (cell(grid, "trec", arm, "small", 3, middle(grid)).recipe for arm in ("A2", "B"))
+    assert read.corpus == trained.corpus
+    assert read.knowledge_base.values == "gold"
+    raw["arms"]["C"] = {"title": "book of a book", "students_of": "B"}
+    with pytest.raises(UsageError, match=r"arms\.C\.students_of='B' trains nothing either"):
+        load_grid(written(tmp_path, raw))

@@ -7,7 +7,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from openbook.book_arms import SPLITS, Heard, consult
 from openbook.checkpoint import fingerprint, link, read_json, write_json
 from openbook.config import FileSource
-from openbook.console import console
+from openbook.console import console, track
 from openbook.experiment_page import publish
 from openbook.grid import Cell, Grid, Rates, cell, coordinates_of, middle
 from openbook.inference import answers_of, outputs_of
@@ -33,7 +34,7 @@ from openbook.starts import record_word_answers
 from openbook.workspace import Run
 
 UNTIL = "record-answers"  # the last stage that the trainings of an arm share
-SHARED = ("tokens", "lessons", "words")  # folders whose content goes by fingerprint
+SHARED = ("tokens", "lessons", "words", "folds")  # folders whose content goes by fingerprint
 TEST_ANSWERS = "test.npy"  # beside the teacher's weights: its probabilities on the reported split
 FAILED = float("-inf")
 
@@ -55,6 +56,10 @@ class Experiment:
 
     def folder_of(self, task: str, arm: str) -> Path:
         return self.results / task / arm
+
+    def answers_of(self, one: Cell) -> Path:
+        """What a trained student says, for the arms that open a book for it."""
+        return self.root / "answers" / one.task / one.arm / f"seed-{one.seed}-{one.label}.npz"
 
     def record_of(self, one: Cell) -> Path:
         """Where a training's result is kept, whether it served the tuning or is final."""
@@ -82,11 +87,14 @@ def execute(experiment: Experiment, tasks: Sequence[str], arms: Sequence[str] | 
 def finish_task(experiment: Experiment, task: str, arms: Sequence[str]) -> None:
     """Tune every arm coordinate by coordinate, then train it with all seeds; the arms share each wave of jobs."""
     grid = experiment.grid
-    rates = {arm: middle(grid) for arm in arms}
+    trained = [arm for arm in arms if grid.arms[arm].students_of is None]
+    trained += [of for arm in arms if (of := grid.arms[arm].students_of) is not None and of not in trained]
+    trained = list(dict.fromkeys(trained))
+    rates = {arm: middle(grid) for arm in trained}
     for place, coordinate in enumerate(grid.tune):
         tuned = [
             a
-            for a in arms
+            for a in trained
             if grid.arms[a].rates_from is None and place in coordinates_of(grid, task, a, experiment.scale)
         ]
         wave = {arm: tried(experiment, task, arm, rates[arm], place) for arm in tuned}
@@ -95,10 +103,15 @@ def finish_task(experiment: Experiment, task: str, arms: Sequence[str]) -> None:
             rates[arm] = max(cells, key=lambda one: held_out(experiment, one)).rates
             write_tuning(experiment, task, arm, rates[arm])
     for arm in arms:
-        rates[arm] = rates.get(grid.arms[arm].rates_from or arm, rates[arm])
-    final = [experiment.cell(task, arm, seed, rates[arm]) for arm in arms for seed in grid.tasks[task].seeds]
-    train(experiment, final, f"{task}: all seeds")
-    for one in final:
+        source = grid.arms[arm].students_of or grid.arms[arm].rates_from or arm
+        rates[arm] = rates.get(source, middle(grid))
+    seeds = grid.tasks[task].seeds
+    final = [experiment.cell(task, arm, seed, rates[arm]) for arm in trained for seed in seeds]
+    train(experiment, final, f"{task}: all seeds", is_whole)
+    readers = [arm for arm in arms if grid.arms[arm].students_of is not None]
+    reading = [experiment.cell(task, arm, seed, rates[arm]) for arm in readers for seed in seeds]
+    open_books(experiment, reading, f"{task}: opening books")
+    for one in (*final, *reading):
         shutil.copyfile(experiment.record_of(one), experiment.folder_of(task, one.arm) / f"seed-{one.seed}.json")
     console.print(table(experiment, [task]))
     shutil.rmtree(experiment.root / "store" / "teacher_outputs", ignore_errors=True)  # tens of gigabytes a task
@@ -116,10 +129,17 @@ def held_out(experiment: Experiment, one: Cell) -> float:
     return float(record["holdout"]) if record["status"] == "ok" else FAILED
 
 
-def train(experiment: Experiment, cells: Sequence[Cell], what: str) -> None:
+Done = Callable[[Experiment, Cell, str], bool]
+
+
+def is_trained(experiment: Experiment, one: Cell, key: str) -> bool:
+    return is_done(experiment.record_of(one), key)
+
+
+def train(experiment: Experiment, cells: Sequence[Cell], what: str, done: Done = is_trained) -> None:
     """Train the cells whose result is missing or was made from something else."""
     keys = {one: key_of(experiment, one) for one in unique(cells)}
-    missing = [one for one, key in keys.items() if not is_done(experiment.record_of(one), key)]
+    missing = [one for one, key in keys.items() if not done(experiment, one, key)]
     console.print(f"[bold]{what}[/]: {len(missing)} of {len(keys)} trainings to do")
     for one in missing:
         prepare(experiment, one)
@@ -130,15 +150,58 @@ def train(experiment: Experiment, cells: Sequence[Cell], what: str) -> None:
         run_jobs(train_cell, jobs, min(workers, len(jobs)), what, updates)
 
 
+def open_books(experiment: Experiment, cells: Sequence[Cell], what: str) -> None:
+    """The arms that train nothing, from what the students of others said."""
+    keys = {one: key_of(experiment, one) for one in cells}
+    missing = [one for one in cells if not is_done(experiment.record_of(one), keys[one])]
+    if not missing:
+        return
+    console.print(f"[bold]{what}[/]: {len(missing)} of {len(cells)} to do")
+    with track(what, len(missing)) as advance:
+        for done, one in enumerate(missing, start=1):
+            prepare(experiment, one)
+            read_cell(experiment, one, keys[one])
+            advance(done)
+
+
+def read_cell(experiment: Experiment, one: Cell, key: str) -> None:
+    run, started, arm = experiment.run_of(one), time.monotonic(), experiment.grid.arms[one.arm]
+    assert arm.students_of is not None
+    trained = replace(one, arm=arm.students_of)
+    of = read_json(experiment.record_of(trained))
+    record = {"task": one.task, "arm": one.arm, "seed": one.seed, "key": key, "rates": of["rates"]}
+    if of["status"] == "ok":
+        heard = Heard.load(experiment.answers_of(trained))
+        theirs = np.load(run.folder / TEACHER / TEST_ANSWERS, allow_pickle=False)
+        found = consult(run, heard, arm.book, one.seed, theirs)
+        record |= {"status": "ok", "error": None, **found, "steps": of["steps"], "tokens": of["tokens"]}
+    else:
+        record |= {"status": "failed", "error": of["error"]}
+    record["seconds"] = round(time.monotonic() - started, 1)
+    path = experiment.record_of(one)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, record)
+
+
 def unique(cells: Iterable[Cell]) -> list[Cell]:
     return list({(one.arm, one.seed, one.rates): one for one in cells}.values())
 
 
 def key_of(experiment: Experiment, one: Cell) -> str:
     """Digest of all that a result depends on."""
-    run = experiment.run_of(one)
+    run, arm = experiment.run_of(one), experiment.grid.arms[one.arm]
     recipe = one.recipe.model_dump(mode="json", exclude={"name"})
-    return fingerprint([recipe, run.task_digest, run.corpus_digest, run.teacher_digest, one.seed])
+    book = [] if arm.students_of is None else [arm.students_of, arm.book.model_dump(mode="json")]
+    return fingerprint([recipe, run.task_digest, run.corpus_digest, run.teacher_digest, one.seed, *book])
+
+
+def is_whole(experiment: Experiment, one: Cell, key: str) -> bool:
+    """Whether a training is done, and what it said is at hand for the arms that still have to read it."""
+    if not is_done(experiment.record_of(one), key):
+        return False
+    readers = [replace(one, arm=arm) for arm in experiment.grid.readers_of(one.arm)]
+    waiting = [arm for arm in readers if not experiment.record_of(arm).exists()]
+    return not waiting or experiment.answers_of(one).exists()
 
 
 def is_done(path: Path, key: str) -> bool:
@@ -165,7 +228,7 @@ def prepare(experiment: Experiment, one: Cell) -> None:
         perform(run, step)
     record_word_answers(run)
     describe_arm(experiment, one, run)
-    for split in ("holdout", "test"):  # here, or several workers would write them at once
+    for split in SPLITS:  # here, or several workers would write them at once
         run.tokens(split, getattr(run.task, split), run.tokenizer)
 
 
@@ -185,6 +248,8 @@ def train_cell(experiment: Experiment, one: Cell, key: str, progress: Callable[[
         record |= {"status": "failed", "error": str(error)}
     else:
         record |= {"status": "ok", "error": None, **judged(run, one.seed)}
+        if experiment.grid.readers_of(one.arm):
+            Heard.of(run, load_finished(str(folder_of(run, CORPUS, one.seed)))).save(experiment.answers_of(one))
     record["seconds"] = round(time.monotonic() - started, 1)
     path = experiment.record_of(one)
     path.parent.mkdir(parents=True, exist_ok=True)

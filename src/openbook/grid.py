@@ -17,6 +17,24 @@ Overrides = dict[str, Any]  # dotted key of a recipe -> value
 Rates = tuple[float, ...]  # one value for every coordinate that is tuned
 
 
+class BookReading(Settings):
+    """How the book of a trained student is opened, chosen on the held-out rows; controls included."""
+
+    values: Literal["stored", "permuted", "prior"] = Field(
+        "stored", description="what the entries say: what is stored, that of another entry, or the mean of all"
+    )
+    keys: Literal["teacher", "student"] = Field("teacher", description="whose embeddings the entries are found by")
+    queries: Literal["student", "ridge"] = Field(
+        "student", description="the student's embeddings, or these mapped to the keys by ridge regression"
+    )
+    beta: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="share of the student; tuned if absent")
+    modes: tuple[Literal["constant", "gate", "bucket"], ...] = ("constant",)
+    skips: tuple[Literal["none", "safe", "confident"], ...] = ("none",)
+    form: str = Field("fp32", description="of the keys: fp32, fp16, sq8, pca-64, pq-64 or another number")
+    prototypes: Annotated[int, Field(ge=1)] | None = Field(None, description="so many means in place of the entries")
+    closed: bool = Field(False, description="a control: no book, but a bias for every class, tuned alike")
+
+
 class ArmSettings(Settings):
     """One column of the table: what differs from the shared recipe."""
 
@@ -26,6 +44,8 @@ class ArmSettings(Settings):
     set_by_scale: dict[str, Overrides] = Field({}, description="further keys that differ between sizes of the grid")
     tasks: tuple[str, ...] | None = Field(None, description="only these; all if absent")
     rates_from: str | None = Field(None, description="take the rates that another arm was tuned to")
+    students_of: str | None = Field(None, description="train nothing: the students of that arm, which open a book")
+    book: BookReading = Field(BookReading(), description="how, where `students_of` is given")
 
 
 class GridTask(Settings):
@@ -82,6 +102,10 @@ class Grid(Settings):
     def arms_of(self, task: str) -> list[str]:
         return [name for name, arm in self.arms.items() if arm.tasks is None or task in arm.tasks]
 
+    def readers_of(self, arm: str) -> list[str]:
+        """The arms that open a book for the students of this one."""
+        return [name for name, one in self.arms.items() if one.students_of == arm]
+
     def tasks_of(self, arm: str) -> list[str]:
         """The tasks an arm is run on."""
         return [task for task in self.tasks if arm in self.arms_of(task)]
@@ -128,6 +152,12 @@ def grid_of(raw: Any, path: Path) -> Grid:
             raise UsageError(
                 f"{path}: {place} names {name!r}, which is none of {kind}: {', '.join(getattr(grid, kind))}"
             )
+    for name, arm in grid.arms.items():
+        if arm.students_of is not None and grid.arms[arm.students_of].students_of is not None:
+            raise UsageError(
+                f"{path}: arms.{name}.students_of={arm.students_of!r} trains nothing either; name the arm whose"
+                " students both of them have"
+            )
     return grid
 
 
@@ -137,8 +167,9 @@ def names_used(grid: Grid) -> Iterator[tuple[str, str, str]]:
     for name, arm in grid.arms.items():
         yield from ((f"arms.{name}.tasks", "tasks", task) for task in (*(arm.tasks or ()), *arm.set_by_task))
         yield from ((f"arms.{name}.set_by_scale", "scales", scale) for scale in arm.set_by_scale)
-        if arm.rates_from is not None:
-            yield f"arms.{name}.rates_from", "arms", arm.rates_from
+        for key in ("rates_from", "students_of"):
+            if (other := getattr(arm, key)) is not None:
+                yield f"arms.{name}.{key}", "arms", other
     for hypothesis in grid.hypotheses:
         yield from ((f"hypotheses.{hypothesis.name}", "arms", arm) for pair in hypothesis.pairs for arm in pair)
     for curve in grid.curves:
@@ -169,15 +200,14 @@ def cell(grid: Grid, task: str, arm: str, scale: str, seed: int, rates: Rates) -
 
 
 def raw_recipe(grid: Grid, task: str, arm: str, scale: str) -> dict[str, Any]:
-    """The shared recipe with the scale, the task and the arm laid over it, in this order."""
+    """The shared recipe with scale, task, the arm that trains and the arm itself laid over it, in this order."""
     raw = copy.deepcopy(grid.recipe)
-    for origin, overrides in (
-        (f"scales.{scale}", grid.scales[scale]),
-        (f"tasks.{task}", grid.tasks[task].set),
-        (f"arms.{arm}", grid.arms[arm].set),
-        (f"arms.{arm}", grid.arms[arm].set_by_task.get(task, {})),
-        (f"arms.{arm}", grid.arms[arm].set_by_scale.get(scale, {})),
-    ):
+    layers = [(f"scales.{scale}", grid.scales[scale]), (f"tasks.{task}", grid.tasks[task].set)]
+    for name in filter(None, (grid.arms[arm].students_of, arm)):
+        own = grid.arms[name]
+        each = (own.set, own.set_by_task.get(task, {}), own.set_by_scale.get(scale, {}))
+        layers += [(f"arms.{name}", overrides) for overrides in each]
+    for origin, overrides in layers:
         for dotted, value in overrides.items():
             lay(raw, dotted, copy.deepcopy(value), origin)
     return raw
