@@ -1,0 +1,501 @@
+"""What the open book costs: time beside the student's own, bytes beside the student's, accuracy of compact forms."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+
+from openbook.bench.measure import Rival, median
+from openbook.config import StudentSettings, UsageError
+from openbook.console import console
+from openbook.inference import probabilities_of
+from openbook.knowledge_base import editing, forms, store
+from openbook.knowledge_base.answering import Retrieval, answer
+from openbook.knowledge_base.index import Index, exact_index, open_index, previous_rows, tie_aware_recall
+from openbook.knowledge_base.interpolate import Search
+from openbook.knowledge_base.search import Hits, normalise
+from openbook.metrics import score
+from openbook.models.encoder import Head, load_headless
+from openbook.models.student import load_tokenizer, new_student
+from openbook.predictor import OpenBook, Text
+from openbook.recipe import load_recipe
+from openbook.types import KnowledgeBase
+from openbook.workspace import RUN_FILE, Run
+
+SHAPES = {  # random weights: they take as long as learned ones
+    "6 x 768": StudentSettings(architecture="bert", layers=6, hidden_size=768, heads=12, intermediate_size=3072),
+    "3 x 128": StudentSettings(layers=3, hidden_size=128, heads=4),  # the quick start's
+}
+SIZES = (2_500, 10_000, 67_000, 393_000)  # entries: RTE, CoLA, SST-2, MNLI
+CALLS = {1: 200, 32: 100}  # timed calls by batch size (specification, section 2.14)
+WARM = 20  # calls before the clock starts
+STAGES = ("tokenise", "forward", "search", "combine")
+JUDGED = ("recall", "neighbours", "neighbours_points_lost", "with_student", "with_student_points_lost")
+ALONE, EXACT, POLICY, SKIPPING, COMPACT = "alone", "exact", "policy", "policy, skipping", "pca-64"
+CLASSES = tuple("abcdef")
+MAX_LENGTH = 128  # word-pieces
+HNSW_ENTRY = 272  # bytes of a node and its links, measured (specification, section 2.12)
+LIMITS = {("6 x 768", 32): 0.03, ("6 x 768", 1): 0.10, ("3 x 128", 32): 0.25}  # of the median overhead
+
+clock = time.perf_counter
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to open the book."""
+
+    base: KnowledgeBase
+    index: Index
+    retrieval: Retrieval
+    built_seconds: float
+
+
+def run(
+    tokenizer: str,
+    texts: Sequence[Text],
+    folder: Path,
+    sizes: Sequence[int] = SIZES,
+    shapes: Mapping[str, StudentSettings] = SHAPES,
+    calls: Mapping[int, int] = CALLS,
+    model: Path | None = None,
+    k: int = 16,
+    threads: int = 1,
+    edited: tuple[int, int] = (67_000, 1_000),
+) -> dict[str, Any]:
+    """Time every student with every size of book; weigh all forms; add entries to a large book.
+
+    `tokenizer` names the model whose word-pieces the students read and which embeds new entries; `texts` are what they
+    are asked. Books are synthetic clustered keys, and so are queries: answers mean nothing. Accuracy is that of the
+    finished run in `model`, on its held-out rows, or else of synthetic labels. `folder` keeps graphs between calls.
+    Raises UsageError where there are fewer texts than the largest batch.
+    """
+    if len(texts) < max(calls):
+        raise UsageError(
+            f"there are {len(texts)} texts to ask, but batches of {max(calls)}; name a task with more rows"
+        )
+    timings = [
+        timed_book(name, shape, size, tokenizer, texts, folder, calls, k, threads)
+        for name, shape in shapes.items()
+        for size in sizes
+    ]
+    accuracy = accuracy_of_run(model, k) if model else accuracy_of_synthetic(k)
+    return {
+        "texts": len(texts),
+        "k": k,
+        "machine": {"cores": os.cpu_count(), "threads": threads, "torch": torch.__version__, "dtype": "fp32"},
+        "timings": timings,
+        "accuracy": accuracy,
+        "targets": [*targets(timings), *accuracy_target(accuracy)],
+        "edit": timed_edit(tokenizer, texts, folder, *edited, threads),
+    }
+
+
+def timed_book(
+    name: str,
+    shape: StudentSettings,
+    size: int,
+    tokenizer: str,
+    texts: Sequence[Text],
+    folder: Path,
+    calls: Mapping[int, int],
+    k: int,
+    threads: int,
+) -> dict[str, Any]:
+    """One student with one book, in a process of its own; within it, all ways to open the book take turns."""
+    with threads_of_children(threads):
+        rival = Rival(f"{name}, {size}", open_student, shape, size, tokenizer, texts, folder, k, threads)
+        facts: dict[str, Any] = rival.ask((0, 0))[1]
+        by_batch = {str(batch): rival.ask((batch, count))[1] for batch, count in calls.items()}
+        peak = rival.close()
+    for batch, arms in by_batch.items():
+        told = {arm: f"{100 * one['overhead_p50']:.1f} %" for arm, one in arms.items() if arm != ALONE}
+        console.print(f"{name}, {size:,} entries, batch {batch}: {told}", markup=False)
+    return {"student": name, "entries": size, **facts, "peak_bytes": peak, "batches": by_batch}
+
+
+def open_student(
+    shape: StudentSettings, size: int, tokenizer: str, texts: Sequence[Text], folder: Path, k: int, threads: int
+) -> Callable[[tuple[int, int]], dict[str, Any]]:
+    """Answers (batch size, calls) with times, and (0, 0) with what does not depend on them."""
+    torch.set_num_threads(threads)
+    pieces = load_tokenizer(tokenizer)
+    pieces.model_max_length = MAX_LENGTH
+    student = new_student(shape, Head(CLASSES), pieces, len(pieces), MAX_LENGTH, seed=0)
+    book = OpenBook(student, pieces)
+    base = synthetic_book(size, student.embedding_width)
+    arms = arms_of(base, typical_confidence(book, texts), folder / f"{size}x{student.embedding_width}", k, threads)
+    queries = near(base.keys, len(texts))
+    held = sum(weight.numel() * weight.element_size() for weight in student.parameters())
+
+    def answer_to(request: tuple[int, int]) -> dict[str, Any]:
+        batch, calls = request
+        if not batch:
+            return facts(base, arms, held)
+        return summary(turns(book, arms, texts, queries, batch, calls))
+
+    return answer_to
+
+
+def arms_of(base: KnowledgeBase, theta: float, folder: Path, k: int, threads: int) -> dict[str, Arm]:
+    """Exact search, what the policy chooses, the same with about half of the texts skipped, and exact search in 64."""
+    plain = Retrieval(top_k=k, temperature=0.1, beta=0.5)
+    started = clock()
+    index = open_index(base.keys, folder=folder, k=k, threads=threads)
+    seconds = clock() - started
+    skipping = replace(plain, skip="confident", theta=theta)
+    arms = {EXACT: Arm(base, exact_index(base.keys, None, "asked for"), plain, 0.0)}
+    if index.kind != "exact":
+        arms[POLICY] = Arm(base, index, plain, seconds)
+    arms[SKIPPING] = Arm(base, index, skipping, seconds)
+    if base.keys.shape[1] > 64:
+        constants = forms.fit(base.keys, COMPACT)
+        keys = forms.decode(forms.encode(base.keys, COMPACT, constants), COMPACT, constants)
+        small = replace(base, keys=keys, basis=constants["basis"])
+        started = clock()
+        index = open_index(keys, folder=folder / COMPACT, basis=small.basis, k=k, threads=threads)
+        arms[COMPACT] = Arm(small, index, plain, clock() - started)
+    return arms
+
+
+def turns(
+    book: OpenBook, arms: Mapping[str, Arm], texts: Sequence[Text], queries: NDArray[Any], batch: int, calls: int
+) -> dict[str, list[dict[str, float]]]:
+    """The stages' seconds of every call; all arms answer a batch before the next one comes, in a changing order."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in (ALONE, *arms)}
+    order = list(found)
+    random = np.random.default_rng(0)
+    for number in range(WARM + calls):
+        rows = random.choice(len(texts), batch, replace=False)
+        order = [*order[1:], order[0]]
+        for name in order:
+            stages = one_call(book, arms.get(name), [texts[row] for row in rows], queries[rows])
+            if number >= WARM:
+                found[name].append(stages)
+    return found
+
+
+def one_call(book: OpenBook, arm: Arm | None, rows: list[Text], queries: NDArray[Any]) -> dict[str, float]:
+    """Seconds of each stage of answering a batch, and the share of it that was looked up."""
+    started = clock()
+    batch = book.batch(rows)
+    tokenised = clock()
+    with torch.inference_mode():
+        said = book.student(batch)
+    outputs = probabilities_of(said.logits.numpy())
+    heard = clock()
+    if arm is None:
+        return {"tokenise": tokenised - started, "forward": heard - tokenised, "total": heard - started}
+    searching = 0.0
+
+    def search(asked: NDArray[Any], k: int, exclude: Sequence[Iterable[int]] | None) -> Hits:
+        nonlocal searching
+        begun = clock()
+        hits = arm.index.search(asked, k, exclude)
+        searching += clock() - begun
+        return hits
+
+    answered = answer(outputs, queries, arm.base, arm.retrieval, search)
+    done = clock()
+    return {
+        "tokenise": tokenised - started,
+        "forward": heard - tokenised,
+        "search": searching,
+        "combine": done - heard - searching,
+        "total": done - started,
+        "retrieved": float(answered.retrieved.mean()),
+    }
+
+
+def summary(found: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """Milliseconds and overheads of every arm. Overhead = p50 with the book / p50 without - 1, likewise p95."""
+    told: dict[str, Any] = {}
+    for name, calls in found.items():
+        p50, p95 = (float(np.quantile([call["total"] for call in calls], share)) for share in (0.5, 0.95))
+        stages = {one: round(1e3 * median([call.get(one, 0.0) for call in calls]), 4) for one in STAGES}
+        told[name] = {"p50": 1e3 * p50, "p95": 1e3 * p95, "stages": stages}
+        if name != ALONE:
+            told[name]["overhead_p50"] = p50 / (told[ALONE]["p50"] / 1e3) - 1
+            told[name]["overhead_p95"] = p95 / (told[ALONE]["p95"] / 1e3) - 1
+            told[name]["retrieved"] = float(np.mean([call["retrieved"] for call in calls]))
+    return told
+
+
+def facts(base: KnowledgeBase, arms: Mapping[str, Arm], student_bytes: int) -> dict[str, Any]:
+    entries, width = base.keys.shape
+    sizes = {form: forms.size_of(entries, width, base.values.shape[1], form) for form in forms_of(width)}
+    indexes = {
+        name: {
+            "kind": arm.index.kind,
+            "reason": arm.index.reason,
+            "recall": arm.index.recall,
+            "parameters": dict(arm.index.parameters),
+            "seconds_to_open": arm.built_seconds,
+            "bytes": index_bytes(arm.index),
+        }
+        for name, arm in arms.items()
+    }
+    return {"student_bytes": student_bytes, "width": width, "book_bytes": sizes, "indexes": indexes}
+
+
+def index_bytes(index: Index) -> int:
+    """What an index holds in memory beside the keys: its own copy of them in fp16, and its graph."""
+    if index.kind == "exact":
+        return 0
+    entries, width = index.keys.shape
+    beside = HNSW_ENTRY * entries if index.kind == "hnsw" else 8 * entries + 4 * width * index.parameters["lists"]
+    return int(2 * entries * width + beside)
+
+
+def forms_of(width: int) -> list[str]:
+    sized = [f"{kind}-{size}" for kind in ("pca", "pq") for size in (32, 64) if size < width and width % size == 0]
+    return ["fp32", "fp16", "sq8", *sized]
+
+
+def typical_confidence(book: OpenBook, texts: Sequence[Text]) -> float:
+    """The median of the student's largest probability: to skip from there on skips about half of the texts."""
+    with torch.inference_mode():
+        said = book.student(book.batch(list(texts[: max(CALLS)])))
+    return float(np.median(probabilities_of(said.logits.numpy()).max(axis=1)))
+
+
+def synthetic_book(entries: int, width: int) -> KnowledgeBase:
+    """Unit keys around eight centres a class, and soft labels that are mostly right."""
+    random = np.random.default_rng(0)
+    centres = normalise(random.normal(size=(8 * len(CLASSES), width))).astype(np.float32)
+    own = random.integers(len(centres), size=entries)
+    keys = random.standard_normal((entries, width), dtype=np.float32)
+    keys *= 0.8 / width**0.5
+    keys += centres[own]
+    keys /= np.linalg.norm(keys, axis=1, keepdims=True)
+    values = random.dirichlet(np.full(len(CLASSES), 0.3), size=entries)
+    values[np.arange(entries), own % len(CLASSES)] += 1
+    return KnowledgeBase(
+        keys=keys,
+        values=(values / 2).astype(np.float32),
+        ids=tuple(map(str, range(entries))),
+        texts=("",) * entries,
+        manifest={"kind": "classification", "labels": list(CLASSES), "key_space": "synthetic"},
+    )
+
+
+def near(keys: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """Queries (count, d): keys, moved by a third of their length in a random direction."""
+    random = np.random.default_rng(1)
+    noise = normalise(random.normal(size=(count, keys.shape[1])))
+    return (keys[random.integers(len(keys), size=count)] + 0.33 * noise).astype(np.float32)
+
+
+def accuracy_of_synthetic(k: int) -> dict[str, Any]:
+    base = synthetic_book(20_000, 128)
+    queries = near(base.keys, 1_000)
+    hits = exact_index(base.keys, None, "").search(queries, 1)
+    gold = base.values[hits.positions[:, 0]].argmax(axis=1)
+    retrieval = Retrieval(top_k=k, temperature=0.1, beta=0.5)
+    outputs = np.full((len(gold), len(CLASSES)), 1 / len(CLASSES))
+    return {
+        "keys": "synthetic",
+        "metric": "accuracy",
+        "forms": scores(base, queries, outputs, gold, "accuracy", retrieval),
+    }
+
+
+def accuracy_of_run(model: Path, k: int) -> dict[str, Any]:
+    """The forms of a finished run's book, judged on the rows that its settings were tuned on, not on the test rows."""
+    task = Run(load_recipe(model / RUN_FILE), model).task
+    book = OpenBook.from_pretrained(model)
+    if book.base is None or book.base.manifest.get("form", "fp32") not in store.EXACT:
+        raise UsageError(
+            f"--model {model} has no knowledge base with whole keys to compare forms with; name another run"
+        )
+    rows = [(row.text if row.text_pair is None else (row.text, row.text_pair)) for row in task.holdout]
+    heard = book.read(rows)
+    outputs = heard.logits if task.kind == "regression" else probabilities_of(heard.logits)
+    gold = np.array([row.label for row in task.holdout])
+    retrieval = Retrieval.from_manifest(
+        book.base.manifest.get("retrieval") or {"top_k": k, "temperature": 0.1, "beta": 0.5}
+    )
+    found = scores(book.base, heard.embedding, outputs, gold, task.metric, retrieval)
+    return {"keys": str(model), "rows": len(rows), "metric": task.metric, "forms": found}
+
+
+def scores(
+    base: KnowledgeBase,
+    queries: NDArray[Any],
+    outputs: NDArray[Any],
+    gold: NDArray[Any],
+    metric: str,
+    retrieval: Retrieval,
+) -> dict[str, dict[str, float]]:
+    """By form: tie-aware recall of the exact neighbours, the metric of neighbours alone and with the student, bytes.
+
+    Points are hundredths of the metric, lost against fp32.
+    """
+    exact = exact_index(base.keys, None, "").search(queries, retrieval.top_k)
+    trusted = replace(retrieval, skip="none")
+    alone = replace(trusted, mode="constant", beta=0.0)
+    found: dict[str, dict[str, float]] = {}
+    for form in forms_of(base.keys.shape[1]):
+        constants = forms.fit(base.keys, form)
+        keys = forms.decode(forms.encode(base.keys, form, constants), form, constants)
+        hits = exact_index(keys, constants.get("basis"), "").search(queries, retrieval.top_k)
+        exactly = (normalise(queries)[:, None] * base.keys[hits.positions]).sum(axis=2).astype(np.float32)
+        told = {
+            name: score(metric, answer(outputs, queries, base, how, given(hits)).outputs, gold)
+            for name, how in (("neighbours", alone), ("with_student", trusted))
+        }
+        first = found.get("fp32", told)
+        found[form] = {
+            "recall": tie_aware_recall(Hits(hits.positions, exactly), exact),
+            **told,
+            **{f"{name}_points_lost": 100 * (first[name] - told[name]) for name in told},
+            "bytes": float(forms.size_of(len(base.ids), base.keys.shape[1], base.values.shape[1], form)),
+        }
+    return found
+
+
+def given(hits: Hits) -> Search:
+    """A search that has been made."""
+    return lambda queries, k, exclude: hits
+
+
+def timed_edit(
+    tokenizer: str, texts: Sequence[Text], folder: Path, entries: int, added: int, threads: int
+) -> dict[str, Any]:
+    """Seconds until `added` entries are found in a book of `entries`, beside those of embedding their texts."""
+    with threads_of_children(threads):
+        rival = Rival("edit", open_edit, tokenizer, texts, folder, entries, added, threads)
+        told: dict[str, Any] = rival.ask("all")[1]
+        rival.close()
+    return told
+
+
+def open_edit(
+    tokenizer: str, texts: Sequence[Text], folder: Path, entries: int, added: int, threads: int
+) -> Callable[[str], dict[str, Any]]:
+    torch.set_num_threads(threads)
+    model, pieces = load_headless(tokenizer).eval(), load_tokenizer(tokenizer)
+    pieces.model_max_length = MAX_LENGTH
+    reading = OpenBook(model, pieces)
+    whole = synthetic_book(entries + added, model.width)
+    old, new = part(whole, slice(entries)), part(whole, slice(entries, None))
+    store.save(old, folder / "edited")
+    reader = store.Reader(folder / "edited")
+    index = open_index(reader.current().keys, folder=folder / "edited-index", threads=threads)
+
+    def answer_to(request: str) -> dict[str, Any]:
+        started = clock()
+        with torch.inference_mode():
+            for first in range(0, added, max(CALLS)):
+                rows = range(first, min(first + max(CALLS), added))
+                model(reading.batch([texts[row % len(texts)] for row in rows]))
+        embedded = clock()
+        editing.add(folder / "edited", new)
+        written = clock()
+        now = reader.current()
+        loaded = clock()
+        follower = index.edited(now.keys, previous_rows(old.ids, now.ids))
+        followed = clock()
+        hits = follower.search(new.keys[:32], 1)
+        return {
+            "entries": entries,
+            "added": added,
+            "index": index.kind,
+            "embed_seconds": embedded - started,
+            "add_seconds": written - embedded,
+            "load_seconds": loaded - written,
+            "index_seconds": followed - loaded,
+            "found": float((hits.similarities[:, 0] > 1 - 1e-5).mean()),
+        }
+
+    return answer_to
+
+
+def part(base: KnowledgeBase, rows: slice) -> KnowledgeBase:
+    return replace(base, keys=base.keys[rows], values=base.values[rows], ids=base.ids[rows], texts=base.texts[rows])
+
+
+@contextmanager
+def threads_of_children(threads: int) -> Iterator[None]:
+    """Processes that start here take so many threads: libraries read these when they are first imported."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, str(threads)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def targets(timings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the book may cost at most with what the policy chooses, and what it did."""
+    told = []
+    for one in timings:
+        who = f"{one['student']}, {one['entries']:,} entries"
+        chosen = POLICY if POLICY in one["indexes"] else EXACT
+        for batch, arms in one["batches"].items():
+            limit = LIMITS.get((one["student"], int(batch)))
+            if limit is not None:
+                told.append(target(f"{who}, batch {batch}: overhead", arms[chosen]["overhead_p50"], limit))
+        told.append(target(f"{who}: missed neighbours", 1 - one["indexes"][chosen]["recall"], 0.01))
+        if one["entries"] <= 67_000 and COMPACT in one["book_bytes"]:
+            told.append(target(f"{who}: bytes / student", one["book_bytes"][COMPACT] / one["student_bytes"], 0.25))
+    return told
+
+
+def accuracy_target(accuracy: Mapping[str, Any]) -> list[dict[str, Any]]:
+    told = accuracy["forms"].get(COMPACT)
+    what = f"{COMPACT} on {accuracy['keys']} keys: points lost"
+    return [target(what, told["with_student_points_lost"], 0.1)] if told else []
+
+
+def target(what: str, found: float, limit: float) -> dict[str, Any]:
+    return {"what": what, "found": round(found, 4), "at_most": limit, "met": found <= limit}
+
+
+def tables(result: Mapping[str, Any]) -> list[Table]:
+    """What a terminal shows."""
+    machine = result["machine"]
+    title = f"milliseconds, {machine['threads']} threads, random weights and synthetic keys, k = {result['k']}"
+    speed = Table("student", "entries", "batch", "book", "p50", "p95", "overhead", *STAGES, "looked up", title=title)
+    for one in result["timings"]:
+        for batch, arms in one["batches"].items():
+            for name, told in arms.items():
+                kind = f"{name} ({one['indexes'][name]['kind']})" if name in one["indexes"] else name
+                over = f"{100 * told['overhead_p50']:+.1f} %" if name != ALONE else ""
+                cells = [f"{told[fact]:.2f}" for fact in ("p50", "p95")]
+                stages = [f"{told['stages'][stage]:.2f}" for stage in STAGES]
+                share = f"{100 * told['retrieved']:.0f} %" if name != ALONE else ""
+                speed.add_row(one["student"], f"{one['entries']:,}", batch, kind, *cells, over, *stages, share)
+    sizes = Table("student", "entries", "student, MB", *result["timings"][0]["book_bytes"], title="book, MB")
+    for one in result["timings"]:
+        columns = [
+            f"{one['book_bytes'][form] / 1e6:.2f}" if form in one["book_bytes"] else ""
+            for form in result["timings"][0]["book_bytes"]
+        ]
+        sizes.add_row(one["student"], f"{one['entries']:,}", f"{one['student_bytes'] / 1e6:.1f}", *columns)
+    judged = result["accuracy"]
+    title = f"{judged['metric']} of {judged['keys']} keys"
+    quality = Table("form", "MB", "recall", "neighbours", "points lost", "with student", "points lost", title=title)
+    for form, told in judged["forms"].items():
+        cells = [f"{told[fact]:.4f}" for fact in JUDGED]
+        quality.add_row(form, f"{told['bytes'] / 1e6:.2f}", *cells)
+    edit = result["edit"]
+    title = f"seconds to add {edit['added']:,} entries to {edit['entries']:,} ({edit['index']})"
+    edits = Table("embed texts", "write", "load", "follow in index", "found", title=title)
+    parts = [f"{edit[name]:.3f}" for name in ("embed_seconds", "add_seconds", "load_seconds", "index_seconds")]
+    edits.add_row(*parts, f"{100 * edit['found']:.0f} %")
+    aims = Table("target", "found", "at most", "", title="targets")
+    for aim in result["targets"]:
+        aims.add_row(aim["what"], f"{aim['found']:.4f}", f"{aim['at_most']:.2f}", "met" if aim["met"] else "MISSED")
+    return [speed, sizes, quality, edits, aims]

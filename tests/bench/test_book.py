@@ -1,0 +1,128 @@
+"""The bench of the book: arms take turns over the same texts, overheads are ratios, and forms are judged alike."""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from openbook.bench import book
+from openbook.config import StudentSettings, UsageError
+from openbook.knowledge_base.index import open_index
+
+TINY = {"tiny": StudentSettings(architecture="bert", layers=1, hidden_size=16, heads=2, intermediate_size=32)}
+TEXTS = [f"the film was {word}" for word in ("good", "bad", "fine", "poor", "great", "dull")]
+
+
+class Here:
+    """A rival in this process: starting others costs seconds."""
+
+    def __init__(self, name: str, open_: Callable[..., Callable[[Any], Any]], *args: Any) -> None:
+        self.name, self.answer = name, open_(*args)
+
+    def ask(self, request: Any) -> tuple[float, Any]:
+        started = time.perf_counter()
+        return time.perf_counter() - started, self.answer(request)
+
+    def close(self) -> int:
+        return 1
+
+
+@pytest.fixture(scope="module")
+def result(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(book, "Rival", Here)
+        patch.setattr(book, "WARM", 1)
+        patch.setattr(book, "open_index", partial(open_index, exact_max_bytes=40_000))
+        patch.setattr(book, "accuracy_of_synthetic", lambda k: {"keys": "no", "metric": "accuracy", "forms": {}})
+        patch.setattr(book, "LIMITS", {("tiny", 4): -2.0, ("tiny", 1): 1e9})
+        folder, calls = tmp_path_factory.mktemp("bench"), {1: 3, 4: 3}
+        yield book.run(str(pretrained), TEXTS, folder, (200, 1200), TINY, calls, k=2, edited=(900, 10))
+
+
+def test_every_book_is_timed_with_the_arms_that_differ(result: dict[str, Any]) -> None:
+    small, large = result["timings"]
+    assert set(small["batches"]["1"]) == {"alone", "exact", "policy, skipping"}
+    assert set(large["batches"]["4"]) == {"alone", "exact", "policy", "policy, skipping"}
+    assert large["indexes"]["policy"]["kind"] == "hnsw"
+    assert large["indexes"]["policy"]["recall"] >= 0.99
+    assert large["indexes"]["policy"]["bytes"] == 1200 * (272 + 2 * 16)
+    assert large["book_bytes"]["fp32"] == 1200 * (4 * 16 + 8 + 4 * 6)
+    arm = large["batches"]["4"]["exact"]
+    assert arm["overhead_p50"] == pytest.approx(arm["p50"] / large["batches"]["4"]["alone"]["p50"] - 1)
+    assert all(arm["stages"][stage] > 0 for stage in book.STAGES)
+    assert large["batches"]["4"]["alone"]["stages"]["search"] == 0
+    assert arm["retrieved"] == 1
+    assert 0 < large["batches"]["4"]["policy, skipping"]["retrieved"] < 1
+
+
+def test_new_entries_are_found_after_the_edit(result: dict[str, Any]) -> None:
+    assert result["edit"]["index"] == "hnsw"
+    assert result["edit"]["found"] == 1
+    assert result["edit"]["embed_seconds"] > 0
+
+
+def test_targets_are_met_or_missed_and_shown(result: dict[str, Any]) -> None:
+    met = {aim["what"]: aim["met"] for aim in result["targets"]}
+    assert met["tiny, 200 entries, batch 1: overhead"] is True
+    assert met["tiny, 200 entries, batch 4: overhead"] is False
+    assert met["tiny, 1,200 entries: missed neighbours"] is True
+    counts = [table.row_count for table in book.tables(result)]
+    assert counts == [2 * (3 + 4), 2, 0, 1, len(result["targets"])]
+
+
+def test_overhead_is_the_ratio_of_medians_and_not_of_means() -> None:
+    calls = {
+        "alone": [{"total": seconds} for seconds in (1.0, 2.0, 9.0)],
+        "exact": [{"total": seconds, "search": 0.5, "retrieved": 1.0} for seconds in (1.5, 3.0, 10.0)],
+    }
+    told = book.summary(calls)
+    assert told["exact"]["overhead_p50"] == pytest.approx(0.5)
+    assert told["exact"]["p50"] == pytest.approx(3000)
+    assert told["exact"]["stages"]["search"] == 500
+
+
+def test_what_a_form_costs_in_accuracy_is_told_against_whole_keys() -> None:
+    base = book.synthetic_book(600, 64)
+    queries = book.near(base.keys, 80)
+    gold = base.values[(queries @ base.keys.T).argmax(axis=1)].argmax(axis=1)
+    retrieval = book.Retrieval(top_k=4, temperature=0.1, beta=1.0)
+    told = book.scores(base, queries, np.eye(6)[gold], gold, "accuracy", retrieval)
+    assert list(told) == ["fp32", "fp16", "sq8", "pca-32", "pq-32"]
+    assert told["fp32"]["recall"] == 1
+    assert told["fp32"]["neighbours_points_lost"] == 0
+    assert told["pca-32"]["recall"] < told["fp16"]["recall"]
+    for one in told.values():
+        assert one["with_student"] == 1, "beta 1 is the student, who is right here"
+        lost = 100 * (told["fp32"]["neighbours"] - one["neighbours"])
+        assert one["neighbours_points_lost"] == pytest.approx(lost)
+    assert 0.5 < told["fp32"]["neighbours"] <= 1
+
+
+def test_the_shapes_are_those_that_are_named() -> None:
+    quickstart = yaml.safe_load(Path("recipes/quickstart.yaml").read_text(encoding="utf-8"))["student"]
+    own = book.SHAPES["3 x 128"].model_dump()
+    assert {name: own[name] for name in ("layers", "hidden_size", "heads")} == {
+        name: quickstart[name] for name in ("layers", "hidden_size", "heads")
+    }
+    assert own["architecture"] == StudentSettings(**quickstart).architecture
+    wide = book.SHAPES["6 x 768"]
+    assert (wide.layers, wide.hidden_size, wide.heads) == (6, 768, 12)
+
+
+def test_too_few_texts_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="6 texts.*batches of 32"):
+        book.run("nowhere", TEXTS, tmp_path)
+
+
+def test_children_take_the_threads_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    with book.threads_of_children(3):
+        assert book.os.environ["OMP_NUM_THREADS"] == book.os.environ["OPENBLAS_NUM_THREADS"] == "3"
+    assert book.os.environ["OMP_NUM_THREADS"] == "7"
+    assert "OPENBLAS_NUM_THREADS" not in book.os.environ
