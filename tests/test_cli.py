@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from openbook import cli
+from openbook.checkpoint import open_artifact
 from openbook.config import UsageError
 from openbook.pipeline import RunError
 
@@ -24,6 +25,9 @@ OPTIONS = {name: ("--set", "--run-dir", "--dry-run") for name in STAGES} | {
     "predict": ("--model", "--pair", "--explain", "--json"),
     "experiment": ("--scale", "--task", "--arm", "--run-dir", "--results", "--page"),
     "init": ("--data", "--test", "--name", "--output", "--force"),
+    "remember": ("--model", "--file", "--text", "--text-pair", "--label"),
+    "forget": ("--model",),
+    "book": ("--model", "--log", "--find", "--diff", "--compact", "--form", "--tune", "--text", "--label"),
     "tasks": (),
     "env": (),
 }
@@ -222,4 +226,37 @@ def test_from_a_file_of_ones_own_to_a_report(world: Path, pretrained: Path, tmp_
     )
     record = json.loads(told.output)
     assert record["prediction"] in ("negative", "positive")
-    assert record["neighbours"]
+    assert record["neighbours"][0]["id"].startswith("train/")
+    book_is_edited(tmp_path / "runs" / "train", world)
+
+
+def book_is_edited(run: Path, world: Path) -> None:
+    """Remembered and forgotten from the shell, without the run taking the folder for a broken one."""
+
+    def ask(*arguments: str) -> str:
+        done = call(*arguments, "--model", str(run))
+        assert done.exit_code == 0, f"{done.output} {done.exception}"
+        return plain(done.output)
+
+    before = ask("book")
+    assert "entries    115 (train 115)" in before
+    assert "remembered 2; 117 entries, generation" in ask(
+        "remember", "a film nobody saw", "another", "--label", "negative"
+    )
+    assert "remembered 1; 118 entries" in ask("remember", "a third thing")
+    listed = ask("book", "--find", "NOBODY saw")
+    assert "negative 1.00" in listed
+    id = next(word for word in listed.split() if word.startswith("remembered/"))
+    assert "forgot 1; 117 entries" in ask("forget", id)
+    assert [line.split()[2] for line in ask("book", "--log").splitlines()] == ["add", "add", "remove"]
+    assert "held out 48: alone" in ask("book", "--tune", str(world / "test.csv"))
+    assert "compacted; 117 entries" in ask("book", "--compact", "--form", "fp16")
+    assert "fp16" in ask("book")
+    assert "train 115, remembered 2" in ask("book")
+    assert open_artifact(run / "knowledge_base") is not None
+    refused = call("remember", "what", "--label", "neutral", "--model", str(run))
+    assert "label 0 is 'neutral'; the student knows negative, positive" in str(refused.exception)
+    assert "give texts, or --file" in str(call("remember", "--model", str(run)).exception)
+    assert "has no column 'words'; its columns are text, label" in str(
+        call("remember", "--file", str(world / "test.csv"), "--text", "words", "--model", str(run)).exception
+    )

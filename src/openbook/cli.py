@@ -234,7 +234,7 @@ def predictions(book: Any, rows: list[Any], explain: bool) -> list[dict[str, Any
         for record, told in zip(records, book.explain(rows), strict=True):
             record["alone"] = told.alone
             record["neighbours"] = [
-                {"text": n.text, "similarity": round(n.similarity, 4), "weight": round(n.weight, 4),
+                {"id": n.id, "text": n.text, "similarity": round(n.similarity, 4), "weight": round(n.weight, 4),
                  "contribution": round(n.contribution, 4)}
                 for n in told.evidence.neighbours
             ]  # fmt: skip

@@ -269,7 +269,7 @@ def typical_confidence(book: OpenBook, texts: Sequence[Text]) -> float:
 
 
 def synthetic_book(entries: int, width: int) -> KnowledgeBase:
-    """Unit keys around eight centres a class, and soft labels that are mostly right."""
+    """Unit keys around eight centres a class, and soft labels."""
     random = np.random.default_rng(0)
     centres = normalise(random.normal(size=(8 * len(CLASSES), width))).astype(np.float32)
     own = random.integers(len(centres), size=entries)
@@ -277,15 +277,19 @@ def synthetic_book(entries: int, width: int) -> KnowledgeBase:
     keys *= 0.8 / width**0.5
     keys += centres[own]
     keys /= np.linalg.norm(keys, axis=1, keepdims=True)
-    values = random.dirichlet(np.full(len(CLASSES), 0.3), size=entries)
-    values[np.arange(entries), own % len(CLASSES)] += 1
     return KnowledgeBase(
         keys=keys,
-        values=(values / 2).astype(np.float32),
+        values=soft_labels(keys).astype(np.float32),
         ids=tuple(map(str, range(entries))),
         texts=("",) * entries,
         manifest={"kind": "classification", "labels": list(CLASSES), "key_space": "synthetic"},
     )
+
+
+def soft_labels(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What depends on the place of a vector (n, d), also within a cluster -> (n, C)."""
+    directions = np.random.default_rng(2).normal(size=(vectors.shape[1], len(CLASSES))).astype(np.float32)
+    return probabilities_of(4 * vectors @ directions)
 
 
 def near(keys: NDArray[np.float32], count: int) -> NDArray[np.float32]:
@@ -298,8 +302,7 @@ def near(keys: NDArray[np.float32], count: int) -> NDArray[np.float32]:
 def accuracy_of_synthetic(k: int) -> dict[str, Any]:
     base = synthetic_book(20_000, 128)
     queries = near(base.keys, 1_000)
-    hits = exact_index(base.keys, None, "").search(queries, 1)
-    gold = base.values[hits.positions[:, 0]].argmax(axis=1)
+    gold = soft_labels(queries).argmax(axis=1)
     retrieval = Retrieval(top_k=k, temperature=0.1, beta=0.5)
     outputs = np.full((len(gold), len(CLASSES)), 1 / len(CLASSES))
     return {

@@ -15,7 +15,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from openbook.knowledge_base.search import Hits, check, nearest, no_hits, prepare, rank
+from openbook.knowledge_base.search import AT_ONCE, Hits, check, nearest, no_hits, prepare, rank
 
 Kind = Literal["exact", "hnsw", "ivf"]
 
@@ -27,6 +27,7 @@ PROBES = 8  # lists of IVF that are searched
 LEAST_RECALL = 0.99
 MOST_EFFORT = 2048  # of efSearch and nprobe
 TIE = 1e-6  # similarities this close are equal to whoever counts hits
+HALF_PRECISION = 2**-9  # far above the rounding of a similarity of vectors no longer than 1
 SPARE = 4  # times as many rough hits as are asked for
 SAMPLE = 1000  # queries that measure the recall
 FILE = "hnsw.npz"
@@ -74,19 +75,21 @@ class Index:
         index; rows that are not in `previous` are never found. `recall` stays what was measured. Once most of the
         indexed rows are gone, or the `basis` is another one, search is exact: build it again then.
         """
-        if basis is not None and not np.array_equal(basis, () if self.basis is None else self.basis):
+        other = basis is not None and not np.array_equal(basis, () if self.basis is None else self.basis)
+        if other or keys.shape[1] != self.keys.shape[1]:
             return exact_index(keys, basis, "the keys have another basis than those that were indexed")
         if self.built is None:
             return replace(self, keys=keys)
         now = np.full(len(self.keys) + 1, -1, dtype=np.int64)  # its last element answers for rows gone earlier
         kept = np.flatnonzero(previous >= 0)
-        kept = kept[(keys[kept] == self.keys[previous[kept]]).all(axis=1)]
-        now[previous[kept]] = kept
+        for rows in np.array_split(kept, 1 + len(kept) // AT_ONCE):
+            same = rows[(keys[rows] == self.keys[previous[rows]]).all(axis=1)]
+            now[previous[same]] = same
         rows = now[self.built.rows]
         present = rows >= 0
         if 2 * present.sum() < len(rows):
             return exact_index(keys, self.basis, "most of the rows that were indexed are gone")
-        fresh = np.setdiff1d(np.arange(len(keys)), rows[present])
+        fresh = np.setdiff1d(np.arange(len(keys)), rows[present], assume_unique=True)
         bits = None if present.all() else np.packbits(present, bitorder="little")
         return replace(self, keys=keys, built=_Built(self.built.engine, rows, fresh, keys[fresh], bits))
 
@@ -120,8 +123,11 @@ class Index:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows of queries and positions of keys: what the engine found, and the best of the keys that it lacks."""
         effort = _effort(self.kind, self.parameters, wanted, built.present)
-        found = built.engine.search(queries.astype(np.float32), wanted, params=effort)[1]
-        rows, ranks = np.nonzero(found >= 0)  # faiss gives -1 for each that it lacks
+        rough, found = built.engine.search(queries.astype(np.float32), wanted, params=effort)
+        least = (
+            rough[:, [wanted - (SPARE - 1) * k - 1]] - HALF_PRECISION
+        )  # as many as may be excluded are better, and k
+        rows, ranks = np.nonzero((found >= 0) & (rough >= least))  # faiss gives -1 for each that it lacks
         places = built.rows[found[rows, ranks]]
         if not len(built.fresh):
             return rows, places
