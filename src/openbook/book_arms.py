@@ -14,6 +14,7 @@ from openbook.grid import BookReading
 from openbook.inference import Answers, answers_of, outputs_of
 from openbook.knowledge_base import forms
 from openbook.knowledge_base.answering import Retrieval, answer
+from openbook.knowledge_base.controls import biased, class_bias, flattened, permuted
 from openbook.knowledge_base.interpolate import scaled
 from openbook.knowledge_base.search import normalise, search_of
 from openbook.knowledge_base.tuning import CORPUS as FROM_CORPUS
@@ -21,11 +22,7 @@ from openbook.knowledge_base.tuning import (
     Choices,
     HeldOut,
     Tuned,
-    biased,
-    class_bias,
     collect,
-    flattened,
-    permuted,
     tune,
 )
 from openbook.lessons import joined

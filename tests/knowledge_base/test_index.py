@@ -233,6 +233,11 @@ def test_what_is_not_to_be_built_is_read_or_searched_exactly(tmp_path: Path) -> 
     assert open_index(KEYS, "hnsw", folder=tmp_path, k=K, build=False).kind == "hnsw"
 
 
+def test_a_folder_that_cannot_be_written_to_does_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert open_index(KEYS, "hnsw", folder=tmp_path / "file", k=K).kind == "hnsw"
+
+
 def test_the_finding_that_no_graph_will_do_is_kept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_module, "LEAST_RECALL", 1.1)
     monkeypatch.setattr(index_module, "MOST_EFFORT", 128)

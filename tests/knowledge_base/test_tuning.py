@@ -15,14 +15,10 @@ from openbook.knowledge_base.tuning import (
     Choices,
     HeldOut,
     HitCache,
-    biased,
     cached,
     check_disjoint,
-    class_bias,
     collect,
     digest,
-    flattened,
-    permuted,
     pooled,
     standard_error,
     sweep,
@@ -391,36 +387,3 @@ def test_the_skip_that_saves_most_is_chosen_among_those_allowed():
     tuned = tune(sure, accuracy, "classification", (), Choices(skips=("none", "confident")))
     assert (tuned.retrieval.skip, tuned.retrieval.theta, tuned.skip_rate) == ("confident", 0.99, 0.3)
     assert tuned.score == tune(sure, accuracy, "classification", ()).score
-
-
-def test_permuted_values_are_the_same_values_elsewhere():
-    *_, base = random_case(13, entries=50)
-    shuffled = permuted(base, 0)
-    assert sorted(map(tuple, shuffled.values.tolist())) == sorted(map(tuple, base.values.tolist()))
-    assert (shuffled.values != base.values).any(axis=1).mean() > 0.9
-    assert shuffled.keys is base.keys
-    assert permuted(base, 0).values.tolist() == shuffled.values.tolist() != permuted(base, 1).values.tolist()
-
-
-def test_a_flattened_base_answers_with_the_prior(base):
-    np.testing.assert_allclose(flattened(base).values, [base.values.mean(axis=0)] * 4, atol=1e-7)
-    weighted = replace(base, weights=np.float32([2, 1, 0, 1]))
-    np.testing.assert_allclose(flattened(weighted).values[0], (0.625, 0.375), atol=1e-7)
-
-
-def test_a_class_bias_finds_the_threshold_that_was_shifted():
-    random = np.random.default_rng(14)
-    true = random.dirichlet(np.full(3, 0.5), size=400)
-    gold = true.argmax(axis=1)
-    shifted = biased(true, np.array([0, 1.2, -0.6]))
-    np.testing.assert_allclose(shifted.sum(axis=1), 1)
-    assert accuracy(shifted, gold) < 0.9
-    bias = class_bias(shifted, gold, accuracy)
-    assert bias[0] == 0
-    assert accuracy(biased(shifted, bias), gold) > 0.95
-    with pytest.raises(UsageError, match="no classes"):
-        class_bias(true[:, :1], gold, accuracy)
-
-
-def test_a_class_bias_that_changes_nothing_is_none():
-    assert class_bias(np.full((4, 2), 0.5), np.array([0, 1, 0, 1]), lambda outputs, gold: 0.0).tolist() == [0, 0]

@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -173,7 +174,8 @@ def open_index(
     tests = _moved(keys) if queries is None else prepare(queries[:SAMPLE], basis)
     index = _raised(_build(keys, basis, kind, k, threads), tests, k)
     if kept:
-        kept.write(index)
+        with suppress(OSError):  # a folder that cannot be written to costs time, no more
+            kept.write(index)
     return index
 
 

