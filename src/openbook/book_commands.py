@@ -61,10 +61,12 @@ def book(
 ) -> None:
     """Show what the book holds and how it is opened; compact, tune or compare it."""
     from openbook.knowledge_base import editing, store
+    from openbook.knowledge_base.shelf import build_index
 
     folder = model / "knowledge_base"
     if compact:
         told(editing.compact(folder, form), "compacted")
+        build_index(folder)
     elif form is not None:
         raise UsageError(f"--form {form} is for --compact; give both")
     if tune is not None:

@@ -23,6 +23,7 @@ from openbook.keys import keys_of, values_of
 from openbook.knowledge_base import editing, store
 from openbook.knowledge_base.interpolate import TRAIN, scaled
 from openbook.knowledge_base.search import search_of
+from openbook.knowledge_base.shelf import build_index
 from openbook.knowledge_base.tuning import CORPUS as FROM_CORPUS
 from openbook.knowledge_base.tuning import OMEGAS, Choices, HeldOut, Tuned, collect, tune
 from openbook.lessons import (
@@ -101,6 +102,7 @@ def build(run: Run, folder: Path) -> None:
     settings = {"retrieval": tuned[shipped].retrieval.to_manifest(), "tuned_on": "held-out training rows"}
     manifest = {**described(run, base), "omega": tuned[shipped].omega, "left_out": left_out, **settings}
     store.save(replace(base, manifest=manifest), folder)
+    build_index(folder)
     write_json(folder / "tuning.json", {str(seed): tuned[seed].report() for seed in run.recipe.seeds})
 
 
