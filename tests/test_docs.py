@@ -69,8 +69,8 @@ WRITTEN = {f"recipes/{Path(words[2]).stem}.yaml" for _, words in OPENBOOK if wor
 
 
 def test_all_pages_are_looked_at() -> None:
-    names = ["cli", "decisions", "experiments", "how-it-works", "quickstart", "recipe", "report"]
-    names += ["task-agnostic-recipe", "task-agnostic", "textbook", "your-own-data"]
+    names = ["cli", "decisions", "experiments", "how-it-works", "open-book", "quickstart", "recipe"]
+    names += ["report", "task-agnostic-recipe", "task-agnostic", "textbook", "your-own-data"]
     assert [page.stem for page in PAGES[3:]] == names
     assert len(OPENBOOK) >= 14
     assert len(MENTIONED) >= 20
@@ -194,7 +194,7 @@ PYTHON = [(page.name, code) for page in PAGES for code in blocks(page, "python")
 
 @pytest.mark.parametrize(("page", "code"), PYTHON)
 def test_python_runs(page: str, code: str, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    assert len(PYTHON) == 3
+    assert len(PYTHON) == 4
     monkeypatch.chdir(workplace)
     exec(compile(code, page, "exec"), {})
     assert re.search("who|where", capsys.readouterr().out)

