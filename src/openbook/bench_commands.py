@@ -86,9 +86,7 @@ def bench_book(
     ] = None,
     size: Annotated[list[int] | None, typer.Option("--size", help="Entries of a book. Repeatable.")] = None,
     shape: Annotated[list[str] | None, typer.Option("--shape", help="Students: '6 x 768', '3 x 128'.")] = None,
-    calls: Annotated[
-        int, typer.Option("--calls", help="Timed calls of batches of 32; twice as many of one.")
-    ] = 100,
+    calls: Annotated[int, typer.Option("--calls", help="Timed calls of batches of 32; twice as many of one.")] = 100,
     teacher: Annotated[
         str | None, typer.Option("--teacher", help="Whose tokenizer is used; the quick start's if absent.")
     ] = None,
