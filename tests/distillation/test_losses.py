@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from openbook.distillation import losses
+from openbook.distillation import closed_forms, losses
 from openbook.distillation.losses import Norm, Taps
 
 NORMS: tuple[Norm, ...] = ("token", "flat", "paddle")
@@ -388,7 +388,7 @@ def test_relations_equal_the_plain_computation_and_their_gradient_its_slope(
     expected = plain_relations(student, teacher, mask, 3, norm)
     whole = losses.relations(student, teacher, mask, 3, norm=norm)
     close(whole, expected, 1e-10)
-    monkeypatch.setattr(losses, "CACHED_ENTRIES", 2 * 4 * 4)  # two of nine maps at a time
+    monkeypatch.setattr(closed_forms, "CACHED_ENTRIES", 2 * 4 * 4)  # two of nine maps at a time
     chunked = losses.relations(student, teacher, mask, 3, norm=norm)
     close(chunked, expected, 1e-10)
     for part in student:
@@ -540,7 +540,7 @@ def test_neighbour_relations_in_parts_equal_the_plain_computation_and_keep_no_ma
         logits = [side.masked_fill(own, -torch.inf) for side in logits]
     log_student, log_teacher = (side.log_softmax(1).nan_to_num(neginf=-99) for side in logits)
     plain = (log_teacher.exp() * (log_teacher - log_student)).sum(1).mean()
-    monkeypatch.setattr(losses, "KEYED_ENTRIES", 2 * entries)  # two queries at a time, then a last one
+    monkeypatch.setattr(closed_forms, "KEYED_ENTRIES", 2 * entries)  # two queries at a time, then a last one
     saved: list[tuple[int, ...]] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda kept: saved.append(tuple(kept.shape)) or kept, lambda t: t):
         loss = losses.neighbour_relations(student, queries, keys, 0.3, 0.2, own)
