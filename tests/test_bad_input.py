@@ -236,7 +236,7 @@ def test_a_disk_that_is_too_small_is_found_out_first(
 ) -> None:
     recipe = load_recipe(materials["world"] / "recipe.yaml", ["corpus.budget_tokens=10_000_000"])
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr("openbook.lessons.shutil.disk_usage", lambda place: usage._replace(free=1_000_000_000))
+    monkeypatch.setattr("openbook.recordings.shutil.disk_usage", lambda place: usage._replace(free=1_000_000_000))
     with pytest.raises(UsageError, match=r"has 1\.0 GB free, .* may need 1\.\d GB; .*teacher\.record_hidden: false"):
         execute(recipe, tmp_path / "run")
     check(

@@ -17,13 +17,12 @@ from safetensors.torch import load_file
 from openbook import cross_fit, keys
 from openbook.checkpoint import building, read_json, write_json
 from openbook.config import KnowledgeBaseSettings, ProjectionSettings, Terms, UsageError
+from openbook.courses import CORPUS, Course, outline, reads_corpus, retrieves
 from openbook.distillation import losses
 from openbook.distillation.teachers import RecordedTeacher
 from openbook.inference import answers_of, probabilities_of
 from openbook.knowledge_base import store
 from openbook.lessons import (
-    CORPUS,
-    Course,
     blank_student,
     check_lessons,
     gold_values,
@@ -31,16 +30,13 @@ from openbook.lessons import (
     key_parts,
     key_space,
     objective_for,
-    outline,
-    reads_corpus,
-    recordings,
-    retrieves,
     teacher_for,
     training_base,
 )
 from openbook.models.encoder import load_finished
 from openbook.readings import tokens_of
 from openbook.recipe import load_recipe
+from openbook.recordings import recordings
 from openbook.stages import build_kb, distill, record_answers, train_teacher
 from openbook.stages.distill import folder_of
 from openbook.types import Batch, Example, Passage

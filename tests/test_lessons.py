@@ -16,23 +16,12 @@ from safetensors.torch import load_file
 from openbook import lessons
 from openbook.checkpoint import building, open_artifact, read_json
 from openbook.config import UsageError
+from openbook.courses import CORPUS, KD, LABELS, Course, courses, outline, reads_corpus
 from openbook.distillation.teachers import LiveTeacher, RecordedTeacher
-from openbook.lessons import (
-    CORPUS,
-    KD,
-    LABELS,
-    Course,
-    Recording,
-    check_lessons,
-    check_space,
-    courses,
-    outline,
-    reads_corpus,
-    recordings,
-    teacher_for,
-)
+from openbook.lessons import check_lessons, teacher_for
 from openbook.readings import corpus_examples, tokens_of
 from openbook.recipe import load_recipe
+from openbook.recordings import Recording, bytes_of, check_space, recordings
 from openbook.stages import distill, record_answers, train_teacher
 from openbook.training import train
 from openbook.types import Batch, Passage
@@ -265,7 +254,7 @@ def test_relations_hear_the_live_teacher_and_the_others_their_recording(attend: 
 def test_layers_without_room_are_heard_live(attend: Callable[..., Run]) -> None:
     """Two layers of width 32 in fp16: 144 rows of 24, and 1,500 word-pieces in sentences of at least five."""
     corpus, task = 2 * 2 * 32 * (1500 + 600), 2 * 2 * 32 * 144 * 24
-    assert [lessons.bytes_of(attend(), one) for one in recordings(attend())] == [corpus, task]
+    assert [bytes_of(attend(), one) for one in recordings(attend())] == [corpus, task]
     for room, deep in (
         (corpus - 1, ()),
         (corpus, ("corpus",)),
@@ -346,9 +335,9 @@ def test_a_full_disk_is_no_matter_when_all_is_recorded(
 ) -> None:
     usage = shutil.disk_usage("/")
     free = {"bytes": 10**6}
-    monkeypatch.setattr("openbook.lessons.shutil.disk_usage", lambda place: usage._replace(free=free["bytes"]))
+    monkeypatch.setattr("openbook.recordings.shutil.disk_usage", lambda place: usage._replace(free=free["bytes"]))
     run = attend()
-    needed = sum(lessons.bytes_of(run, one) for one in recordings(run))
+    needed = sum(bytes_of(run, one) for one in recordings(run))
     free["bytes"] = needed - 1
     with pytest.raises(UsageError, match=r"0\.0 GB free, .* may need 0\.0 GB; .*teacher\.record_hidden: false"):
         check_space(run)

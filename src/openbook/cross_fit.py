@@ -18,8 +18,8 @@ from openbook.data.splits import normalised
 from openbook.distillation.objective import Objective
 from openbook.distillation.teachers import silent
 from openbook.inference import answers_of
-from openbook.lessons import widths_of
 from openbook.models.encoder import load_pretrained
+from openbook.recordings import widths_of
 from openbook.training import Lesson, train
 from openbook.types import Example
 from openbook.workspace import Run

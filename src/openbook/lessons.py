@@ -1,13 +1,11 @@
-"""Who is taught what: the students of a run, the texts each reads, and the teacher that answers for them."""
+"""What a course minimises and whom it hears, and whether recipe, teacher and student fit together."""
 
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,200 +14,29 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from openbook.checkpoint import digest_file, fingerprint, open_artifact, partial_folder
-from openbook.config import Recipe, Terms, Training, UsageError
-from openbook.distillation.mapping import copied_layers, layer_map
-from openbook.distillation.objective import Objective, Widths
+from openbook.checkpoint import digest_file, fingerprint
+from openbook.config import Terms, UsageError
+from openbook.courses import Course, needs_teacher, trainings
+from openbook.distillation.mapping import copied_layers
+from openbook.distillation.objective import Objective
 from openbook.distillation.teachers import LiveTeacher, RecordedTeacher, silent
 from openbook.keys import PROJECTION, keys_of, projection_in, values_of
 from openbook.knowledge_base.interpolate import training_targets
 from openbook.knowledge_base.search import Hits
 from openbook.models.encoder import Encoder, load_finished, load_headless, refuse_untappable
 from openbook.models.student import compare_widths, new_student, refuse_widening
-from openbook.readings import Texts, tokens_of
+from openbook.recordings import Recording, hears_recording, outputs_folder, student_widths, teacher_widths, wanted_of
 from openbook.training import uses_bf16
 from openbook.types import Batch, Example, KnowledgeBase, Outputs, Teacher
 from openbook.workspace import Run, tokenizer_digest
 
-Origin = Literal["fine_tuned", "pretrained"]  # of the teacher: after or before its fine-tuning
-
-TEACHER, LABELS, KD, CORPUS, OPEN_BOOK = (
-    "teacher",
-    "student-labels",
-    "student-kd",
-    "student-corpus",
-    "student-open-book",
-)
-STUDENTS = (LABELS, KD, CORPUS)  # those that are trained; the open-book student is the last one with its book
 SMALLEST = 1e-30  # a probability whose logarithm float32 still holds
-LAST = ("task", "labels")  # courses on what the student is for; those before them are its first stage
-
-
-@dataclass(frozen=True)
-class Course:
-    """One training of a student: what it reads, whom it hears, what is minimised, for how long."""
-
-    name: str
-    texts: Texts
-    training: Training
-    teacher: Origin = "fine_tuned"
-
-
-def outline(recipe: Recipe, student: str) -> list[Course]:
-    """A student's trainings in their order. The rivals differ from `student-corpus` in one thing each."""
-    distill = recipe.distill
-    if student == LABELS:
-        plan = [Course("labels", "task", distill.labels)]
-    else:
-        first = Course("corpus", "corpus", distill.corpus, distill.corpus_teacher)
-        if student == KD:
-            first = replace(first, name="task text", texts="task")
-        plan = [first, Course("task", "task", distill.task)]
-        if distill.general is not None:
-            plan.insert(0, Course("general", "general", distill.general, distill.general.teacher))
-    return [course for course in plan if course.training.optim.epochs > 0]
-
-
-def courses(run: Run, student: str) -> list[Course]:
-    """The same, and what reads the task's text in place of the corpus reads as much of it."""
-    return [
-        replace(course, training=at_equal_tokens(run, course.training)) if course.name == "task text" else course
-        for course in outline(run.recipe, student)
-    ]
-
-
-def reads_corpus(recipe: Recipe) -> bool:
-    """Whether any student reads anything but the task's text, or the knowledge base holds some."""
-    plans = (course for student in STUDENTS for course in outline(recipe, student))
-    return recipe.knowledge_base.texts != "task" or any(course.texts != "task" for course in plans)
-
-
-def at_equal_tokens(run: Run, training: Training) -> Training:
-    """A training that ends when as many word-pieces were read as it would read of the corpus."""
-    if training.optim.tokens is not None:
-        return training
-    tokens = round(training.optim.epochs * int(tokens_of(run, "corpus", run.tokenizer).tokens.sum()))
-    return training.model_copy(update={"optim": training.optim.model_copy(update={"tokens": tokens})})
-
-
-def widths_of(config: Any) -> Widths:
-    """The sizes that losses compare, from a configuration alone. The pooled vector is as wide as the model."""
-    return Widths(config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.hidden_size)
-
-
-def teacher_widths(run: Run) -> Widths:
-    return widths_of(run.teacher_config)
-
-
-def student_widths(run: Run) -> Widths:
-    student = run.recipe.student
-    return Widths(student.hidden_size, student.layers, student.heads, student.hidden_size)
 
 
 def blank_student(run: Run, seed: int) -> Encoder:
     """The student's shape with random weights. A teacher's word embeddings may have more rows than there are words."""
     vocabulary = run.teacher_config.vocab_size if run.shares_tokenizer else len(run.tokenizer)
     return new_student(run.recipe.student, run.head, run.tokenizer, vocabulary, run.recipe.task.max_length, seed)
-
-
-def trainings(recipe: Recipe) -> dict[str, Course]:
-    """Every training that takes place, by its key in the recipe."""
-    return {course.name: course for student in (LABELS, CORPUS) for course in outline(recipe, student)}
-
-
-@dataclass(frozen=True)
-class Recording:
-    """What is kept on disk of a teacher's answers to one kind of text, beside logits and embeddings."""
-
-    texts: Texts
-    teacher: Origin
-    hidden: tuple[int, ...] = ()  # layers whose states are kept, 0 = the embeddings
-    taps: tuple[int, ...] = ()  # layers whose queries and keys are kept, from 1
-    exact: bool = False  # whether soft labels are read: bf16 would move them by up to 0.01
-
-    @property
-    def name(self) -> str:
-        """Its folder below the teacher's outputs."""
-        return self.texts if self.teacher == "fine_tuned" else f"{self.texts}-{self.teacher}"
-
-    @property
-    def is_deep(self) -> bool:
-        return bool(self.hidden or self.taps)
-
-    def covers(self, wanted: Recording) -> bool:
-        same = (self.texts, self.teacher) == (wanted.texts, wanted.teacher)
-        return (
-            same
-            and self.exact >= wanted.exact
-            and set(wanted.hidden) <= set(self.hidden)
-            and set(wanted.taps) <= set(self.taps)
-        )
-
-
-def wanted_of(run: Run, course: Course) -> Recording:
-    """What a course hears of its teacher."""
-    terms = course.training.terms
-    mapped: tuple[int, ...] = ()
-    if terms.hidden or terms.attention:
-        mapped = layer_map(teacher_widths(run).layers, run.recipe.student.layers, terms.layer_mapping)
-    hidden = tuple(sorted({0, *mapped})) if terms.hidden else ()
-    taps = tuple(sorted({*mapped})) if terms.attention else ()
-    return Recording(course.texts, course.teacher, hidden, taps, exact=terms.soft_labels > 0)
-
-
-def recordings(run: Run) -> list[Recording]:
-    """What is recorded: for each text and teacher all that the courses hear, the smallest first while there is room.
-
-    Where layers find no room, what the other courses hear is still recorded. The keys need the answers to the task's
-    text, and the knowledge base those to all that it holds. Relations (which read values too) always hear the live
-    teacher.
-    """
-    plans = [course for student in STUDENTS for course in outline(run.recipe, student)]
-    heard = [wanted_of(run, c) for c in plans if needs_teacher(c.training.terms) and not c.training.terms.relations]
-    heard.append(Recording("task", "fine_tuned", exact=True))
-    if run.recipe.knowledge_base.texts != "task":
-        heard.append(Recording("corpus", "fine_tuned", exact=True))
-    unions = {(one.texts, one.teacher): one for one in merged(one for one in heard if not one.is_deep)}
-    room = 1e9 * run.recipe.teacher.record_gigabytes if run.recipe.teacher.record_hidden else 0.0
-    for one in sorted(merged(heard), key=lambda one: bytes_of(run, one)):
-        if one.is_deep and bytes_of(run, one) <= room:
-            room -= bytes_of(run, one)
-            unions[one.texts, one.teacher] = one
-    return [unions[key] for key in sorted(unions)]
-
-
-def merged(heard: Iterable[Recording]) -> list[Recording]:
-    """One recording for each text and teacher, with all layers that are heard of it."""
-    unions: dict[tuple[str, str], Recording] = {}
-    for one in heard:
-        known = unions.setdefault((one.texts, one.teacher), one)
-        hidden, taps = (tuple(sorted({*a, *b})) for a, b in ((known.hidden, one.hidden), (known.taps, one.taps)))
-        unions[one.texts, one.teacher] = replace(one, hidden=hidden, taps=taps, exact=known.exact or one.exact)
-    return list(unions.values())
-
-
-def bytes_of(run: Run, recording: Recording) -> int:
-    """At most so many bytes of hidden states, queries and keys in fp16."""
-    layers = len(recording.hidden) + 2 * len(recording.taps)
-    return 2 * most_tokens(run, recording.texts) * teacher_widths(run).hidden * layers
-
-
-def most_tokens(run: Run, texts: Texts) -> int:
-    """At most so many tokens, special ones included: the corpus is not built yet when this is asked."""
-    settings, general = run.recipe.corpus, run.recipe.distill.general
-    task = len(run.task.train) * run.recipe.task.max_length
-    if texts == "task":
-        return task
-    if texts == "general":
-        assert general is not None
-        return with_special(general.budget_tokens, settings.min_words)
-    is_bank = settings.select not in ("augmented", "task")
-    return with_special(settings.budget_tokens, settings.min_words if is_bank else 1) + task * settings.include_task
-
-
-def with_special(budget: int, words: int) -> int:
-    """Tokens of texts of so many word-pieces in all, none of fewer words than given, each with two special tokens."""
-    return budget + math.ceil(2 * budget / words)
 
 
 def objective_for(run: Run, terms: Terms, keys: tuple[Tensor, Tensor] | None) -> Objective:
@@ -224,10 +51,6 @@ def blank_objective(run: Run, terms: Terms) -> Objective:
     ours, theirs = student_widths(run), teacher_widths(run)
     projection = torch.zeros(ours.embedding, theirs.embedding), torch.zeros(ours.embedding)
     return Objective(terms, ours, theirs, run.kind, projection, (torch.zeros(1, ours.embedding), ("",)))
-
-
-def outputs_folder(run: Run) -> Path:
-    return run.folder / "teacher_outputs"
 
 
 def key_projection(run: Run) -> tuple[Tensor, Tensor]:
@@ -290,11 +113,6 @@ def teacher_for(run: Run, course: Course) -> Teacher:
     return after_retrieval(run, terms, teacher) if terms.retrieved_share else teacher
 
 
-def retrieves(recipe: Recipe) -> bool:
-    """Whether a course's soft labels are mixed with those of neighbours."""
-    return any(course.training.terms.retrieved_share > 0 for course in trainings(recipe).values())
-
-
 def after_retrieval(run: Run, terms: Terms, teacher: Teacher) -> Teacher:
     """A teacher whose answer to a training text is lambda V + (1 - lambda) Avg, in logarithms (specification, 2.5).
 
@@ -321,12 +139,6 @@ def recorded_neighbours(run: Run) -> Hits:
     return Hits(found["positions"].numpy(), found["similarities"].numpy())
 
 
-def hears_recording(run: Run, course: Course) -> bool:
-    """Whether all that a course hears was recorded."""
-    wanted = wanted_of(run, course)
-    return not course.training.terms.relations and any(one.covers(wanted) for one in recordings(run))
-
-
 def live_teacher(run: Run, wanted: Recording, layers: Sequence[int]) -> LiveTeacher:
     """The model itself, telling queries, keys and values of these layers beside what is wanted."""
     if wanted.teacher == "fine_tuned":
@@ -336,35 +148,6 @@ def live_teacher(run: Run, wanted: Recording, layers: Sequence[int]) -> LiveTeac
     device = Accelerator().device
     is_bf16 = not wanted.exact and uses_bf16(run.recipe.teacher.optim, device)
     return LiveTeacher(model.listen(bool(wanted.hidden), layers), device, "bf16" if is_bf16 else "fp32")
-
-
-def needs_teacher(terms: Terms) -> bool:
-    return any((terms.soft_labels, terms.embedding, terms.hidden, terms.attention, terms.relations, terms.neighbours))
-
-
-def check_space(run: Run) -> None:
-    """Recorded layers are the only large files of a run: find out now if the disk cannot hold them."""
-    needed = sum(bytes_of(run, one) for one in recordings(run)) - bytes_there(run)
-    place = next(folder for folder in (run.folder, *run.folder.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(place).free
-    if needed > free:
-        raise UsageError(
-            f"{place} has {free / 1e9:.1f} GB free, and the recorded layers of the teacher may need {needed / 1e9:.1f}"
-            " GB; free some space, lower corpus.budget_tokens, or set teacher.record_hidden: false"
-        )
-
-
-def bytes_there(run: Run) -> float:
-    """What is on disk already: all, if the recordings there are those that the recipe asks for."""
-    folder = (run.folder / "teacher_outputs").resolve()
-    artifact = open_artifact(folder)
-    if artifact is not None and artifact.manifest["inputs"].get("recordings") == as_json(recordings(run)):
-        return math.inf
-    return sum(path.stat().st_size for path in partial_folder(folder).rglob("*.npy"))
-
-
-def as_json(recordings: Iterable[Recording]) -> list[dict[str, Any]]:
-    return [{**asdict(one), "hidden": list(one.hidden), "taps": list(one.taps)} for one in recordings]
 
 
 def check_lessons(run: Run) -> None:

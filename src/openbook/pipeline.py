@@ -18,8 +18,10 @@ from openbook.agnostic_run import AgnosticRun
 from openbook.checkpoint import building, fingerprint, open_artifact, partial_folder
 from openbook.config import Recipe, UsageError
 from openbook.console import console
-from openbook.lessons import check_lessons, check_space, reads_corpus
+from openbook.courses import reads_corpus
+from openbook.lessons import check_lessons
 from openbook.manifest import resolved
+from openbook.recordings import check_space
 from openbook.stages import (
     build_bank,
     build_corpus,

@@ -14,14 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openbook.distillation.closed_forms import (
-    MASKED,
-    attention_error,
-    neighbour_kl,
-    product,
-    relation_kl,
-    state_error,
-)
+from openbook.distillation.closed_forms import MASKED, attention_error, neighbour_kl, product, relation_kl, state_error
 
 Taps = tuple[Tensor, Tensor, Tensor]  # q, k, v of one layer, each (B, L, d)
 Norm = Literal["token", "flat", "paddle"]

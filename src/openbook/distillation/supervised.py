@@ -19,7 +19,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from openbook.config import Kind, UsageError
-from openbook.distillation.losses import MASKED, gold_labels, squared_error
+from openbook.distillation.closed_forms import MASKED
+from openbook.distillation.losses import gold_labels, squared_error
 
 UNLABELLED = -100  # the label of a word-piece that carries no tag
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from openbook.checkpoint import fingerprint, read_json, write_json
 from openbook.config import UsageError
 from openbook.console import console
+from openbook.courses import CORPUS
 from openbook.cross_fit import out_of_fold_logits
 from openbook.distillation.teachers import RecordedTeacher
 from openbook.inference import answers_of, outputs_of
@@ -26,18 +27,11 @@ from openbook.knowledge_base.search import search_of
 from openbook.knowledge_base.shelf import build_index
 from openbook.knowledge_base.tuning import CORPUS as FROM_CORPUS
 from openbook.knowledge_base.tuning import OMEGAS, Choices, HeldOut, Tuned, collect, tune
-from openbook.lessons import (
-    CORPUS,
-    gold_values,
-    joined,
-    key_parts,
-    key_space,
-    outputs_folder,
-    training_base,
-)
+from openbook.lessons import gold_values, joined, key_parts, key_space, training_base
 from openbook.metrics import METRICS
 from openbook.models.encoder import load_finished
 from openbook.readings import corpus_examples
+from openbook.recordings import outputs_folder
 from openbook.retrieval.passages import LeakGuard, key
 from openbook.types import Example, KnowledgeBase
 from openbook.workspace import Run

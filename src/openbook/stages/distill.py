@@ -18,26 +18,15 @@ from torch import Tensor
 
 from openbook.checkpoint import SCRATCH, building, fingerprint, is_fresh, open_artifact, read_json, write_json
 from openbook.config import Recipe
+from openbook.courses import CORPUS, LAST, STUDENTS, Course, courses, needs_teacher
 from openbook.data.batches import BatchPlan
 from openbook.inference import answers_of, outputs_of
-from openbook.lessons import (
-    CORPUS,
-    LAST,
-    STUDENTS,
-    Course,
-    blank_student,
-    courses,
-    hears_recording,
-    key_projection,
-    key_space,
-    needs_teacher,
-    objective_for,
-    teacher_for,
-)
+from openbook.lessons import blank_student, key_projection, key_space, objective_for, teacher_for
 from openbook.metrics import score
 from openbook.models.encoder import Encoder
 from openbook.parallel import run_jobs
 from openbook.readings import reading_inputs, tokens_of
+from openbook.recordings import hears_recording
 from openbook.starts import fresh_student, record_word_answers
 from openbook.training import Judge, Lesson, count_updates, train, weights_of
 from openbook.workspace import Run, tokenizer_digest

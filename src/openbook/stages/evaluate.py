@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from openbook.checkpoint import read_json, write_json
 from openbook.console import track
+from openbook.courses import CORPUS, KD, LABELS, OPEN_BOOK, STUDENTS, TEACHER
 from openbook.inference import Answers, answers_of, outputs_of
 from openbook.knowledge_base import store
 from openbook.knowledge_base.answering import Retrieval, answer
 from openbook.knowledge_base.search import search_of
-from openbook.lessons import CORPUS, KD, LABELS, OPEN_BOOK, STUDENTS, TEACHER
 from openbook.metrics import agreement, paired_difference, score
 from openbook.models.encoder import load_finished
 from openbook.models.student import load_tokenizer

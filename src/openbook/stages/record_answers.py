@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from openbook.checkpoint import SCRATCH, write_json
 from openbook.config import ProjectionSettings
 from openbook.console import track
+from openbook.courses import retrieves
 from openbook.data.batches import BatchPlan, Tokenised, ordered
 from openbook.distillation import losses
 from openbook.distillation.teachers import LiveTeacher, RecordedTeacher, record
@@ -22,18 +23,11 @@ from openbook.inference import answers_of, outputs_of
 from openbook.keys import in_blocks, keys_of
 from openbook.knowledge_base.interpolate import neighbour_average, own_positions
 from openbook.knowledge_base.search import search
-from openbook.lessons import (
-    Recording,
-    as_json,
-    gold_values,
-    live_teacher,
-    recordings,
-    retrieves,
-    training_base,
-)
+from openbook.lessons import gold_values, live_teacher, training_base
 from openbook.metrics import score
 from openbook.models.encoder import load_finished
 from openbook.readings import tokens_of
+from openbook.recordings import Recording, as_json, recordings
 from openbook.training import train
 from openbook.types import Batch
 from openbook.workspace import Run

@@ -14,9 +14,9 @@ from openbook.data.batches import BatchPlan
 from openbook.distillation.objective import Objective
 from openbook.distillation.teachers import silent
 from openbook.inference import answers_of, outputs_of
-from openbook.lessons import widths_of
 from openbook.metrics import score
 from openbook.models.encoder import Encoder, label_names, load_finished, load_pretrained
+from openbook.recordings import widths_of
 from openbook.training import Lesson, train
 from openbook.workspace import Run
 

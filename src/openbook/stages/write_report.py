@@ -11,7 +11,7 @@ from typing import Any
 
 from openbook.checkpoint import open_artifact, read_json
 from openbook.config import PackagedModel
-from openbook.lessons import CORPUS, KD, LABELS, reads_corpus
+from openbook.courses import CORPUS, KD, LABELS, reads_corpus
 from openbook.recipe import dump_recipe
 from openbook.report import Report, html, markdown, model_card
 from openbook.workspace import Run
