@@ -1,6 +1,7 @@
 """A grid of task-agnostic students from file to page: what arms share is made once, and what is done is skipped."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def grid_file(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     del recipe["name"]
     recipe["fine_tune"] |= {"learning_rates": [2.0e-3], "epochs": [2], "known": recipe["teacher"]["tasks"]}
     recipe["fine_tune"]["few"] |= {"draws": 1, "seeds": [3], "learning_rates": [1.0e-3]}
+    recipe["fine_tune"]["teacher_seeds"] = [1]
     recipe["fine_tune"]["teacher_tasks"] = recipe["teacher"]["tasks"]
     recipe["teacher"]["mixture"]["passes"] = 1
     recipe["students"] = [recipe["students"][0]]
@@ -61,7 +63,8 @@ def test_every_arm_and_seed_has_a_result(done: Path) -> None:
         for seed in (0, 1):
             record = json.loads((done / "results" / arm / f"seed-{seed}.json").read_text())
             assert {row["model"] for row in record["rows"]} == {"teacher", "small"}
-            assert len(record["rows"]) == 2 * (2 * 2 + 1)  # models, tasks and seeds, few shots
+            counts = Counter((row["model"], row["shots"]) for row in record["rows"])
+            assert counts == {("small", None): 4, ("small", 4): 1, ("teacher", None): 2, ("teacher", 4): 1}
             assert {(row["model"], row["task"]) for row in record["teacher_rows"]} == {
                 ("teacher", "scores"), ("teacher", "pairs"),
             }  # fmt: skip

@@ -252,7 +252,7 @@ def book_is_edited(run: Path, world: Path) -> None:
     assert "held out 48: alone" in ask("book", "--tune", str(world / "test.csv"))
     assert "compacted; 117 entries" in ask("book", "--compact", "--form", "fp16")
     assert "fp16" in ask("book")
-    assert "train 115, remembered 2" in ask("book")
+    assert "(remembered 2, train 115)" in ask("book")
     assert open_artifact(run / "knowledge_base") is not None
     refused = call("remember", "what", "--label", "neutral", "--model", str(run))
     assert "label 0 is 'neutral'; the student knows negative, positive" in str(refused.exception)

@@ -142,6 +142,9 @@ class FineTuneSettings(Settings):
     test_rows: Positive | None = Field(None, description="at most so many reported rows, likewise")
     few: FewShotSettings = FewShotSettings()
     teacher: bool = Field(True, description="fine-tune the teacher too")
+    teacher_seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = Field(
+        None, description="of the teacher's fine-tunings on all rows, which cost most; `seeds` if absent"
+    )
     teacher_tasks: tuple[TaskSettings, ...] = Field(
         (), description="fine-tune the teacher alone on these as well, such as all that another teacher learned at once"
     )

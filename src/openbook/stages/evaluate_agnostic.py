@@ -121,8 +121,10 @@ def numbers(recipe: AgnosticRecipe, entry: Entry) -> list[int | None]:
 
 def seeds(recipe: AgnosticRecipe, entry: Entry) -> tuple[int, ...]:
     """Of the fine-tunings; the first one selects."""
-    few = recipe.fine_tune.few.seeds
-    return recipe.fine_tune.seeds if entry.shots is None or few is None else few
+    settings = recipe.fine_tune
+    if entry.shots is not None:
+        return settings.few.seeds or settings.seeds
+    return (settings.teacher_seeds if entry.model == TEACHER else None) or settings.seeds
 
 
 def tuning(run: AgnosticRun, entry: Entry) -> list[Trial]:
