@@ -188,9 +188,9 @@ def unique(cells: Iterable[Cell]) -> list[Cell]:
 
 
 def key_of(experiment: Experiment, one: Cell) -> str:
-    """Digest of all that a result depends on."""
+    """Digest of all that a result depends on, but for settings at their defaults: a new setting undoes no result."""
     run, arm = experiment.run_of(one), experiment.grid.arms[one.arm]
-    recipe = one.recipe.model_dump(mode="json", exclude={"name"})
+    recipe = one.recipe.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
     book = [] if arm.students_of is None else [arm.students_of, arm.book.model_dump(mode="json")]
     return fingerprint([recipe, run.task_digest, run.corpus_digest, run.teacher_digest, one.seed, *book])
 
