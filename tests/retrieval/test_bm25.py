@@ -271,3 +271,11 @@ def test_progress_hears_the_queries_and_the_shards_done(tmp_path: Path) -> None:
     heard.clear()
     Index.build(write_shards(tmp_path, BANK, [1, 2]), tmp_path / "index", 1.2, 0.75, progress=heard.append)
     assert heard == [1, 2, 3]
+
+
+def test_nothing_is_left_of_a_build_that_was_killed(tmp_path: Path) -> None:
+    left = tmp_path / "index" / f"{bm25.COUNTING}abc"
+    left.mkdir(parents=True)
+    (left / "words.npy").write_bytes(b"half a file")
+    Index.build(write_shards(tmp_path, BANK, [2]), tmp_path / "index", 1.2, 0.75)
+    assert [path.name for path in (tmp_path / "index").iterdir() if path.is_dir()] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +26,7 @@ from openbook.retrieval.kernels import Arrays, Weights
 from openbook.retrieval.passages import lex
 
 ANALYZER = "lex"
+COUNTING = "counting-"  # what a folder under construction begins with
 BLOCK = 16_384  # texts whose sums fit the second-level cache
 LENGTH_RATIO = 1.1  # between the longest and the shortest text of a block
 FREQUENT = 1024  # texts; a word of more has a row in the block tables
@@ -87,7 +89,9 @@ class Index:
         `progress` hears the number of shards done so far.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder) as scratch:
+        for left in folder.glob(f"{COUNTING}*"):  # by a build that was killed
+            shutil.rmtree(left)
+        with TemporaryDirectory(dir=folder, prefix=COUNTING) as scratch:
             jobs = [(shard, Path(scratch) / str(number)) for number, shard in enumerate(shards)]
             for done, _ in enumerate(_in_processes(_count_shard, jobs, workers), start=1):
                 if progress:
