@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 MASKED = -1e9  # finite, since minus infinity turns into 0 * NaN inside a KL
 CACHED_ENTRIES = 1 << 17  # of maps in memory at once: 512 KiB in float32, which a processor's cache holds
+SHARED_ENTRIES = 1 << 20  # the same where threads share every step, and meet after it
 CHUNK_ENTRIES = 1 << 24  # the same on a GPU
 KEYED_ENTRIES = 1 << 22  # similarities to keys at once: fewer would read tens of thousands of keys again and again
 
@@ -193,7 +194,8 @@ neighbour_kl: Callable[..., Tensor] = _NeighbourKL.apply
 
 def _chunks(count: int, entries: int, device: torch.device) -> Iterator[slice]:
     """Parts of so many things, each with so many entries, as large as is fast."""
-    most = CACHED_ENTRIES if device.type == "cpu" else CHUNK_ENTRIES
+    on_processor = CACHED_ENTRIES if torch.get_num_threads() == 1 else SHARED_ENTRIES
+    most = on_processor if device.type == "cpu" else CHUNK_ENTRIES
     step = max(1, most // entries)
     return (slice(first, first + step) for first in range(0, count, step))
 
