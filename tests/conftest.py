@@ -9,8 +9,9 @@ os.environ.pop("OPENBOOK_DATA", None)
 
 import csv
 import json
+import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,7 +25,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
+from openbook.recipe import load_recipe
 from openbook.types import Batch
+from openbook.workspace import Run
 
 torch.set_num_threads(1)
 
@@ -137,6 +140,18 @@ def world(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Path:
     (folder / "general.txt").write_text("\n".join(sentences))
     (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder, pretrained=pretrained))
     return folder
+
+
+@pytest.fixture
+def attend(world: Path, school: Path, tmp_path: Path) -> Callable[..., Run]:
+    """A run of the small recipe with overrides, in a copy of what the module's `school` made for all its tests."""
+
+    def begin(*overrides: str) -> Run:
+        if not (tmp_path / "run").exists():
+            shutil.copytree(school, tmp_path / "run")
+        return Run(load_recipe(world / "recipe.yaml", overrides), tmp_path / "run")
+
+    return begin
 
 
 RECIPE = """\

@@ -67,18 +67,6 @@ def school(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def attend(world: Path, school: Path, tmp_path: Path) -> Callable[..., Run]:
-    """A run with overrides, in a copy of that folder."""
-
-    def begin(*overrides: str) -> Run:
-        if not (tmp_path / "run").exists():
-            shutil.copytree(school, tmp_path / "run")
-        return Run(load_recipe(world / "recipe.yaml", overrides), tmp_path / "run")
-
-    return begin
-
-
 def outputs(run: Run) -> Path:
     return run.folder / "teacher_outputs"
 

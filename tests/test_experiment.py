@@ -11,7 +11,7 @@ import yaml
 
 from openbook import experiment
 from openbook.checkpoint import read_json
-from openbook.experiment import Experiment, describe, execute, prepare
+from openbook.experiment import Experiment, describe, execute, is_whole, key_of, prepare
 from openbook.grid import load_grid
 
 RATES = (1e-3, 5e-3)
@@ -230,6 +230,21 @@ def test_a_new_way_to_open_the_book_trains_nothing(
     execute(at(tmp_path, changed), ["reviews"], None, tmp_path / "page.md")
     assert taught == []
     assert book_record(tmp_path, "B0")["book"]["retrieval"]["beta"] == 0.5
+
+
+def test_a_student_is_taught_again_only_where_a_book_is_to_be_read_and_nobody_kept_what_it_said(
+    finished: Path, grid_file: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished / "results", tmp_path / "results")
+    rates = tuple(book_record(finished, "A0")["rates"].values())
+    grid = yaml.safe_load(grid_file.read_text())
+    for beta, whole in ((0.0, True), (0.5, False)):
+        grid["arms"]["B0"]["book"]["beta"] = beta
+        changed = tmp_path / "tiny.yaml"
+        changed.write_text(yaml.safe_dump(grid))
+        work = at(tmp_path, changed)
+        one = work.cell("reviews", "A0", 0, rates)
+        assert is_whole(work, one, key_of(work, one)) == whole
 
 
 def test_what_arms_share_is_built_once(finished: Path) -> None:

@@ -129,10 +129,16 @@ def test_an_arm_that_opens_a_book_has_the_recipe_of_its_students(tmp_path: Path)
     raw = small()
     raw["arms"]["B"] = {"title": "book", "students_of": "A2", "set": {"knowledge_base.values": "gold"}}
     grid = load_grid(written(tmp_path, raw))
-    assert grid.readers_of("A2") == ["B"]
-    trained, read = (cell(grid, "trec", arm, "small", 3, middle(grid)).recipe for arm in ("A2", "B"))
-    assert read.corpus == trained.corpus
-    assert read.knowledge_base.values == "gold"
+    trained, read = (cell(grid, "trec", arm, "small", 3, middle(grid)) for arm in ("A2", "B"))
+    assert grid.readers_of(trained) == ["B"]
+    assert read.recipe.corpus == trained.recipe.corpus
+    assert read.recipe.knowledge_base.values == "gold"
+    raw["tasks"]["mr"] = raw["tasks"]["trec"] | {"title": "MR"}
+    raw["arms"]["B"]["tasks"] = ["mr"]
+    assert load_grid(written(tmp_path, raw)).readers_of(trained) == [], "of this task nobody reads"
+    raw["arms"]["A2"]["rates_from"] = "A5"
+    grid = load_grid(written(tmp_path, raw))
+    assert [grid.tuned_as(arm) for arm in ("A0", "A2", "B")] == ["A0", "A5", "A5"]
     raw["arms"]["C"] = {"title": "book of a book", "students_of": "B"}
     with pytest.raises(UsageError, match=r"arms\.C\.students_of='B' trains nothing either"):
         load_grid(written(tmp_path, raw))

@@ -67,18 +67,6 @@ def school(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def attend(world: Path, school: Path, tmp_path: Path) -> Callable[..., Run]:
-    """A run of the small recipe with overrides, in a folder of its own that teacher and corpus are copied to."""
-
-    def begin(*overrides: str) -> Run:
-        if not (tmp_path / "run").exists():
-            shutil.copytree(school, tmp_path / "run")
-        return Run(load_recipe(world / "recipe.yaml", overrides), tmp_path / "run")
-
-    return begin
-
-
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Overrides that make the task one of pairs."""

@@ -1,5 +1,6 @@
 """A book that is edited while its student is in service: each edit counts from the next prediction on."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from openbook.config import StudentSettings, UsageError
+from openbook.knowledge_base import store
 from openbook.knowledge_base.search import normalise
 from openbook.models.encoder import Encoder, Head
 from openbook.models.student import new_student
@@ -108,6 +110,17 @@ def test_tuning_opens_a_book_that_helps_and_closes_one_that_does_not(without_tea
     assert book.book.retrieval == tuned.retrieval
     assert not book.tune(again, OpenBook(book.student, book.tokenizer).predict(again)).kept
     assert book.predict(texts) == alone
+
+
+def test_tuning_takes_the_entries_as_often_as_they_are_there(without_teacher: Path) -> None:
+    """How often entries of the corpus count was settled when the book was built: tuning does not choose it again."""
+    book = OpenBook.from_pretrained(without_teacher)
+    assert book.base is not None
+    store.save(replace(book.base, origins=("corpus",) * 20), without_teacher / "knowledge_base")
+    tuned = book.tune(NEW, ["good", "bad", "good"])
+    assert {cell.omega for cell in tuned.table} == {1.0}
+    with pytest.raises(UsageError, match="metric='accurracy' is unknown; choose from"):
+        book.tune(NEW, ["good", "bad", "good"], metric="accurracy")
 
 
 @pytest.mark.parametrize(

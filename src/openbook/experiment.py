@@ -87,29 +87,22 @@ def execute(experiment: Experiment, tasks: Sequence[str], arms: Sequence[str] | 
 def finish_task(experiment: Experiment, task: str, arms: Sequence[str]) -> None:
     """Tune every arm coordinate by coordinate, then train it with all seeds; the arms share each wave of jobs."""
     grid = experiment.grid
-    trained = [arm for arm in arms if grid.arms[arm].students_of is None]
-    trained += [of for arm in arms if (of := grid.arms[arm].students_of) is not None and of not in trained]
-    trained = list(dict.fromkeys(trained))
-    rates = {arm: middle(grid) for arm in trained}
+    rates = {grid.tuned_as(arm): middle(grid) for arm in arms}  # also of an arm that was not asked for itself
     for place, coordinate in enumerate(grid.tune):
-        tuned = [
-            a
-            for a in trained
-            if grid.arms[a].rates_from is None and place in coordinates_of(grid, task, a, experiment.scale)
-        ]
+        tuned = [arm for arm in rates if place in coordinates_of(grid, task, arm, experiment.scale)]
         wave = {arm: tried(experiment, task, arm, rates[arm], place) for arm in tuned}
         train(experiment, [one for cells in wave.values() for one in cells], f"{task}: tuning {coordinate.name}")
         for arm, cells in wave.items():
             rates[arm] = max(cells, key=lambda one: held_out(experiment, one)).rates
             write_tuning(experiment, task, arm, rates[arm])
-    for arm in arms:
-        source = grid.arms[arm].students_of or grid.arms[arm].rates_from or arm
-        rates[arm] = rates.get(source, middle(grid))
-    seeds = grid.tasks[task].seeds
-    final = [experiment.cell(task, arm, seed, rates[arm]) for arm in trained for seed in seeds]
+
+    def with_all_seeds(names: Iterable[str]) -> list[Cell]:
+        seeds = grid.tasks[task].seeds
+        return [experiment.cell(task, arm, seed, rates[grid.tuned_as(arm)]) for arm in names for seed in seeds]
+
+    final = with_all_seeds(dict.fromkeys(grid.arms[arm].students_of or arm for arm in arms))
     train(experiment, final, f"{task}: all seeds", is_whole)
-    readers = [arm for arm in arms if grid.arms[arm].students_of is not None]
-    reading = [experiment.cell(task, arm, seed, rates[arm]) for arm in readers for seed in seeds]
+    reading = with_all_seeds(arm for arm in arms if grid.arms[arm].students_of is not None)
     open_books(experiment, reading, f"{task}: opening books")
     for one in (*final, *reading):
         shutil.copyfile(experiment.record_of(one), experiment.folder_of(task, one.arm) / f"seed-{one.seed}.json")
@@ -199,8 +192,8 @@ def is_whole(experiment: Experiment, one: Cell, key: str) -> bool:
     """Whether a training is done, and what it said is at hand for the arms that still have to read it."""
     if not is_done(experiment.record_of(one), key):
         return False
-    readers = [replace(one, arm=arm) for arm in experiment.grid.readers_of(one.arm)]
-    waiting = [arm for arm in readers if not experiment.record_of(arm).exists()]
+    readers = [experiment.cell(one.task, arm, one.seed, one.rates) for arm in experiment.grid.readers_of(one)]
+    waiting = [arm for arm in readers if not is_trained(experiment, arm, key_of(experiment, arm))]
     return not waiting or experiment.answers_of(one).exists()
 
 
@@ -248,7 +241,7 @@ def train_cell(experiment: Experiment, one: Cell, key: str, progress: Callable[[
         record |= {"status": "failed", "error": str(error)}
     else:
         record |= {"status": "ok", "error": None, **judged(run, one.seed)}
-        if experiment.grid.readers_of(one.arm):
+        if experiment.grid.readers_of(one):
             Heard.of(run, load_finished(str(folder_of(run, CORPUS, one.seed)))).save(experiment.answers_of(one))
     record["seconds"] = round(time.monotonic() - started, 1)
     path = experiment.record_of(one)

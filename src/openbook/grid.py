@@ -102,9 +102,14 @@ class Grid(Settings):
     def arms_of(self, task: str) -> list[str]:
         return [name for name, arm in self.arms.items() if arm.tasks is None or task in arm.tasks]
 
-    def readers_of(self, arm: str) -> list[str]:
-        """The arms that open a book for the students of this one."""
-        return [name for name, one in self.arms.items() if one.students_of == arm]
+    def readers_of(self, trained: Cell) -> list[str]:
+        """The arms that open a book for this student."""
+        return [arm for arm in self.arms_of(trained.task) if self.arms[arm].students_of == trained.arm]
+
+    def tuned_as(self, arm: str) -> str:
+        """The arm whose rates an arm has: another's, if it says so or has another's students."""
+        trained = self.arms[arm].students_of or arm
+        return self.arms[trained].rates_from or trained
 
     def tasks_of(self, arm: str) -> list[str]:
         """The tasks an arm is run on."""

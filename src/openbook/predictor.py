@@ -164,8 +164,12 @@ class OpenBook:
     def tune(self, texts: Sequence[Text], labels: Sequence[Any], metric: str | None = None) -> Tuned:
         """Choose anew how the book is opened, on labelled texts that it does not hold, and keep that with the book.
 
-        `metric` is accuracy, or pearson in regression, if absent. Raises UsageError for texts that the book holds.
+        `metric` is accuracy, or pearson in regression, if absent. Raises UsageError for texts that the book holds, and
+        for an unknown metric.
         """
+        name = metric or ("pearson" if self.labels is None else "accuracy")
+        if name not in METRICS:
+            raise UsageError(f"metric={name!r} is unknown; choose from {', '.join(METRICS)}")
         rows, _ = as_rows(texts)
         folder, heard = self._folder(), self.read(rows)
         values = self.values(labels, len(rows))
@@ -174,8 +178,8 @@ class OpenBook:
         held_out = HeldOut(tuple(f"row {place}" for place in range(len(rows))), joined, gold)
         base = self._opened().base
         caches = collect(held_out, outputs_of(heard, self.kind), heard.embedding, base, search_of)
-        name = metric or ("pearson" if self.labels is None else "accuracy")
-        tuned = tune(caches, METRICS[name].function, self.kind, reported=())
+        as_it_is = {1.0: caches[1.0]}  # how often its entries count was settled when it was built
+        tuned = tune(as_it_is, METRICS[name].function, self.kind, reported=())
         editing.settle(folder, tuned.retrieval.to_manifest())
         return tuned
 

@@ -134,9 +134,9 @@ def test_products_of_centroids() -> None:
 
 @pytest.mark.parametrize("form", ["fp8", "pca", "pca-0", "pca-25", "pq-5", "pq-0", "pq-999999999", "sq8-2", "", "PQ-6"])
 def test_a_form_that_does_not_exist_or_fit_is_refused(form: str) -> None:
-    with pytest.raises(UsageError, match=f"kb.form={form!r}.*give"):
+    with pytest.raises(UsageError, match=f"form={form!r}.*give"):
         fit(units(3), form)
-    with pytest.raises(UsageError, match=f"kb.form={form!r}"):
+    with pytest.raises(UsageError, match=f"form={form!r}"):
         size_of(3, 24, 2, form)
 
 
@@ -209,7 +209,7 @@ def test_prototypes_keep_weight_and_means_and_repeat_themselves(kind: str) -> No
 
 
 def test_too_few_prototypes_are_refused_and_no_entries_have_none(empty_base: KnowledgeBase) -> None:
-    with pytest.raises(UsageError, match="kb.prototypes=2.*6 groups"):
+    with pytest.raises(UsageError, match="prototypes=2.*6 groups"):
         prototypes(many(80, "classification"), 2, 0, "classification")
     assert prototypes(empty_base, 5, 0, "classification").keys.shape == (0, 2)
     identical = replace(many(80, "classification"), keys=np.repeat(units(1), 80, axis=0))

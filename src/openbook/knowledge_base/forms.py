@@ -98,7 +98,7 @@ def prototypes(base: KnowledgeBase, count: int, seed: int, kind: WholeKind) -> K
     groups = _groups(base, present, kind)
     if count < len(groups):
         raise UsageError(
-            f"kb.prototypes={count}: there are {len(groups)} groups of entries of one class and origin; "
+            f"prototypes={count}: there are {len(groups)} groups of entries of one class and origin; "
             "give each at least one prototype"
         )
     clusters = [
@@ -125,19 +125,15 @@ def _parse(form: str, dimensions: int) -> tuple[str, int]:
     """The name of a form and its number, 0 where it has none."""
     found = re.fullmatch(r"(?:(fp32|fp16|sq8)|(pca|pq)-(\d{1,6}))", form)
     if not found:
-        raise UsageError(
-            f"kb.form={form!r} is no form of keys; give fp32, fp16, sq8, pca-64 or pq-64, or another number"
-        )
+        raise UsageError(f"form={form!r} is no form of keys; give fp32, fp16, sq8, pca-64 or pq-64, or another number")
     plain, kind, number = found.groups()
     if plain:
         return plain, 0
     size = int(number)
     if not 1 <= size <= dimensions:
-        raise UsageError(f"kb.form={form!r}: keys have {dimensions} dimensions; give a number from 1 to {dimensions}")
+        raise UsageError(f"form={form!r}: keys have {dimensions} dimensions; give a number from 1 to {dimensions}")
     if kind == "pq" and dimensions % size:
-        raise UsageError(
-            f"kb.form={form!r}: keys of {dimensions} dimensions have no {size} equal parts; give a divisor"
-        )
+        raise UsageError(f"form={form!r}: keys of {dimensions} dimensions have no {size} equal parts; give a divisor")
     return kind, size
 
 

@@ -224,7 +224,7 @@ def whole(base: types.KnowledgeBase, about: Description, form: str) -> tuple[Row
     rank = None if base.basis is None else base.basis.shape[1]
     if held != form and (held not in EXACT or rank is not None):
         raise UsageError(
-            f"kb.form={form!r}: the keys of this knowledge base lie in form {held!r}, which has lost what other forms "
+            f"form={form!r}: the keys of this knowledge base lie in form {held!r}, which has lost what other forms "
             f"need; keep {held!r}, or build the knowledge base again"
         )
     check_given(base, about, unit=has_unit_keys(held, base.manifest))
