@@ -277,7 +277,7 @@ def test_compaction_into_another_form_is_saving_in_it(base, folder, more, tmp_pa
     add(folder, entries(base, {"new": (0.6, 0.8)}, [(1, 0)]))
     np.testing.assert_allclose(load(folder).keys[-1], load(folder).keys[1], atol=0.01)
     if form != "fp16":
-        with pytest.raises(UsageError, match=f"kb.form='fp32'.*{form}"):
+        with pytest.raises(UsageError, match=f"form='fp32'.*{form}"):
             compact(folder, "fp32")
 
 
@@ -406,7 +406,7 @@ BAD = {
         "length of row 0 is nan",
     ),
     "long keys": (lambda folder, base: add(folder, replace(renamed(base), keys=base.keys * 2)), "length of row 0 is 2"),
-    "an unknown form": (lambda folder, base: compact(folder, "int4"), "kb.form='int4'"),
+    "an unknown form": (lambda folder, base: compact(folder, "int4"), "form='int4'"),
     "an empty domain": (
         lambda folder, base: swap(folder, replace(base, keys=base.keys[:0], values=base.values[:0], ids=(), texts=())),
         "nothing to swap",

@@ -139,13 +139,13 @@ def test_a_projected_base_has_its_basis_and_the_queries_dimension(base, tmp_path
 @pytest.mark.parametrize("form", ["sq8", "pca-1", "pq-1"])
 def test_what_a_form_has_lost_is_not_made_up_again(base, tmp_path, form):
     save(base, tmp_path / "kb", form)
-    with pytest.raises(UsageError, match=f"kb.form='fp32'.*{form}.*build"):
+    with pytest.raises(UsageError, match=f"form='fp32'.*{form}.*build"):
         save(load(tmp_path / "kb"), tmp_path / "other", "fp32")
     assert not (tmp_path / "other").exists()
 
 
 def test_an_unknown_form_is_refused(base, tmp_path):
-    with pytest.raises(UsageError, match="kb.form='int4'"):
+    with pytest.raises(UsageError, match="form='int4'"):
         save(base, tmp_path / "kb", "int4")
 
 
