@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from openbook.backends.pytorch import TorchBackend
 from openbook.checkpoint import read_json, write_json
 from openbook.pipeline import execute
 from openbook.predictor import OpenBook
@@ -123,9 +124,8 @@ def by_training(run: Path, learn: Rows, choose: Rows, test: dict[str, Rows], see
 def tuned(run: Path, learn: Rows, rate: float, epochs: int, seed: int) -> OpenBook:
     """A plain fine-tuning: AdamW, linear decay, batches of 16, cross-entropy."""
     torch.manual_seed(seed)
-    whole = OpenBook.from_pretrained(run)
-    book = OpenBook(whole.student, whole.tokenizer)
-    model, rows = book.student.train(), list(learn)
+    backend = TorchBackend.load(run / "student")
+    book, model, rows = OpenBook(backend), backend.encoder.train(), list(learn)
     assert book.labels is not None
     steps = epochs * -(-len(rows) // 16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
@@ -137,7 +137,7 @@ def tuned(run: Path, learn: Rows, rate: float, epochs: int, seed: int) -> OpenBo
             part = rows[first : first + 16]
             gold = torch.tensor([book.labels.index(label) for _, label in part])
             with torch.autocast("cpu", torch.bfloat16):
-                logits = model(book.batch([text for text, _ in part])).logits
+                logits = model(backend.batch(backend.encode([text for text, _ in part]))).logits
             torch.autograd.backward(torch.nn.functional.cross_entropy(logits.float(), gold))
             optimizer.step()
             schedule.step()

@@ -20,7 +20,8 @@ from openbook.config import KnowledgeBaseSettings, ProjectionSettings, Terms, Us
 from openbook.courses import CORPUS, Course, outline, reads_corpus, retrieves
 from openbook.distillation import losses
 from openbook.distillation.teachers import RecordedTeacher
-from openbook.inference import answers_of, probabilities_of
+from openbook.answers import probabilities_of
+from openbook.inference import answers_of
 from openbook.knowledge_base import store
 from openbook.lessons import (
     blank_student,

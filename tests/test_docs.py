@@ -21,7 +21,8 @@ from openbook.config import Optim, Recipe, Settings, StudentSettings, TaskSettin
 from openbook.data.batches import tokenise
 from openbook.data.tasks import TaskData, describe_task
 from openbook.grid import load_grid
-from openbook.inference import answers_of, outputs_of
+from openbook.answers import outputs_of
+from openbook.inference import answers_of
 from openbook.knowledge_base import store
 from openbook.metrics import kl_to_teacher
 from openbook.models.encoder import load_finished

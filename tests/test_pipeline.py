@@ -143,7 +143,7 @@ def test_a_long_text_is_cut_as_it_was_in_training(finished: Path) -> None:
 def test_the_student_and_its_book_know_each_other(finished: Path, copy: Path) -> None:
     book = OpenBook.from_pretrained(finished)
     assert book.base is not None
-    assert book.student.model.config.key_space == book.base.manifest["key_space"]
+    assert book.key_space == book.base.manifest["key_space"]
     config = copy / "student" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "key_space": "of another teacher"}))
     with pytest.raises(UsageError, match="key_space of the knowledge base"):

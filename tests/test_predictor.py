@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from openbook import predictor
+from openbook.backends import base
+from openbook.backends.pytorch import TorchBackend
 from openbook.config import StudentSettings, UsageError
 from openbook.knowledge_base.index import Index
 from openbook.knowledge_base.search import normalise
@@ -51,7 +52,7 @@ def base_of(width: int = 16, **manifest: Any) -> KnowledgeBase:
 
 @pytest.fixture
 def book(student: Encoder, tokenizer: Any) -> OpenBook:
-    return OpenBook(student, tokenizer, base_of())
+    return OpenBook(TorchBackend(student, tokenizer), base_of())
 
 
 def test_one_text_gives_one_answer_and_a_list_a_list(book: OpenBook) -> None:
@@ -85,7 +86,7 @@ def test_any_iterable_of_texts_will_do(book: OpenBook) -> None:
 
 @pytest.mark.parametrize("rows", [TEXTS, PAIRS], ids=["texts", "pairs"])
 def test_a_batch_equals_its_rows_one_by_one(book: OpenBook, rows: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predictor, "BATCH_SIZE", 2)
+    monkeypatch.setattr(base, "BATCH_SIZE", 2)
     together = book.predict_proba(rows)
     np.testing.assert_allclose(together, [book.predict_proba(row) for row in rows], rtol=0, atol=1e-5)
     np.testing.assert_allclose(book.predict_proba(rows[::-1])[::-1], together, rtol=0, atol=1e-5)
@@ -118,7 +119,7 @@ def test_what_is_no_text_is_refused(book: OpenBook, given: Any, told: str) -> No
 @pytest.mark.parametrize("text", ["", "   ", "🙂 ß 西", "a" * 3000, "the film " * 500])
 def test_odd_texts_are_answered(student: Encoder, tokenizer: Any, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "model_max_length", 24)
-    book = OpenBook(student, tokenizer, base_of())
+    book = OpenBook(TorchBackend(student, tokenizer), base_of())
     assert book.predict(text) in LABELS
     assert book.predict([text, (text)]) == [book.predict(text)] * 2
     assert book.predict((text, text)) in LABELS
@@ -129,7 +130,7 @@ def refuse(*arguments: Any) -> Any:
 
 
 def test_a_student_without_a_book(student: Encoder, tokenizer: Any) -> None:
-    alone = OpenBook(student, tokenizer)
+    alone = OpenBook(TorchBackend(student, tokenizer))
     inputs = tokenizer(TEXTS, padding=True, return_tensors="pt")
     with torch.no_grad():
         expected = student.model(**inputs).logits.softmax(-1)
@@ -141,17 +142,19 @@ def test_a_student_without_a_book(student: Encoder, tokenizer: Any) -> None:
 def test_beta_of_one_leaves_the_book_shut_and_the_answer_as_it_was(
     student: Encoder, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shut = OpenBook(student, tokenizer, base_of(retrieval={"top_k": 5, "temperature": 0.2, "beta": 1.0}))
+    shut = OpenBook(TorchBackend(student, tokenizer), base_of(retrieval={"top_k": 5, "temperature": 0.2, "beta": 1.0}))
     told = shut.explain(TEXTS)  # asked for, it is searched
     assert len(told[0].evidence.neighbours) == 5
     monkeypatch.setattr(Index, "search", refuse)
-    np.testing.assert_array_equal(shut.predict_proba(TEXTS), OpenBook(student, tokenizer).predict_proba(TEXTS))
+    np.testing.assert_array_equal(
+        shut.predict_proba(TEXTS), OpenBook(TorchBackend(student, tokenizer)).predict_proba(TEXTS)
+    )
     assert [one.prediction for one in told] == [one.alone for one in told] == shut.predict(TEXTS)
 
 
 def test_the_book_is_mixed_in_by_the_formula(book: OpenBook, student: Encoder, tokenizer: Any) -> None:
     """y' = beta p + (1 - beta) sum_j softmax(s / T)_j V_j over the five nearest keys, by hand."""
-    alone = OpenBook(student, tokenizer)
+    alone = OpenBook(TorchBackend(student, tokenizer))
     base = base_of()
     vectors = alone.read(TEXTS).embedding.astype(np.float64)
     cosines = vectors @ base.keys.T.astype(np.float64) / np.linalg.norm(vectors, axis=1, keepdims=True)  # (4, 30)
@@ -171,14 +174,14 @@ def test_an_explanation_adds_up(book: OpenBook, student: Encoder, tokenizer: Any
         assert sum(neighbour.weight for neighbour in one.evidence.neighbours) == pytest.approx(1)
         assert one.text == text
         assert one.prediction == book.predict(text)
-        assert one.alone == OpenBook(student, tokenizer).predict(text)
+        assert one.alone == OpenBook(TorchBackend(student, tokenizer)).predict(text)
         assert one.evidence.neighbours[0].text.startswith("text of t/train/")
     assert book.explain(TEXTS[0]).prediction == told[0].prediction
 
 
 @pytest.mark.parametrize("with_book", [True, False])
 def test_what_is_saved_comes_back(tmp_path: Path, student: Encoder, tokenizer: Any, with_book: bool) -> None:
-    book = OpenBook(student, tokenizer, base_of() if with_book else None)
+    book = OpenBook(TorchBackend(student, tokenizer), base_of() if with_book else None)
     book.save_pretrained(tmp_path / "model")
     again = OpenBook.from_pretrained(tmp_path / "model")
     assert (again.labels, again.kind, again.base is not None) == (LABELS, "classification", with_book)
@@ -205,8 +208,8 @@ def test_a_book_of_another_student_is_refused(
     tmp_path: Path, student: Encoder, tokenizer: Any, manifest: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(UsageError, match=told):
-        OpenBook(student, tokenizer, base_of(**manifest))
-    OpenBook(student, tokenizer, base_of()).save_pretrained(tmp_path)
+        OpenBook(TorchBackend(student, tokenizer), base_of(**manifest))
+    OpenBook(TorchBackend(student, tokenizer), base_of()).save_pretrained(tmp_path)
     path = tmp_path / "knowledge_base" / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **manifest}))
     with pytest.raises(UsageError, match=told):
@@ -214,21 +217,21 @@ def test_a_book_of_another_student_is_refused(
 
 
 def test_a_book_of_another_width_is_refused(student: Encoder, tokenizer: Any) -> None:
-    book = OpenBook(student, tokenizer, base_of(width=8))
+    book = OpenBook(TorchBackend(student, tokenizer), base_of(width=8))
     with pytest.raises(UsageError, match="8 dimensions; use the student it was built for"):
         book.predict(TEXTS)
 
 
 def test_a_student_that_openbook_did_not_teach_may_have_any_book(student: Encoder, tokenizer: Any) -> None:
     del student.model.config.key_space
-    assert OpenBook(student, tokenizer, base_of()).predict(TEXTS[0]) in LABELS
+    assert OpenBook(TorchBackend(student, tokenizer), base_of()).predict(TEXTS[0]) in LABELS
 
 
 @pytest.fixture
 def scorer(tokenizer: Any) -> Callable[[KnowledgeBase | None], OpenBook]:
     settings = StudentSettings(architecture="bert", layers=1, hidden_size=16, heads=2)
     student = new_student(settings, Head(None), tokenizer, len(tokenizer), positions=24, seed=4)
-    return lambda base: OpenBook(student, tokenizer, base)
+    return lambda base: OpenBook(TorchBackend(student, tokenizer), base)
 
 
 def test_a_regression_gives_scores(scorer: Callable[[KnowledgeBase | None], OpenBook]) -> None:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from openbook.backends.pytorch import TorchBackend
 from openbook.config import StudentSettings, UsageError
 from openbook.knowledge_base import store
 from openbook.knowledge_base.search import normalise
@@ -41,7 +42,7 @@ def run(tokenizer: Any, tmp_path: Path) -> Path:
     retrieval = {"top_k": 1, "temperature": 0.1, "beta": 0.0}
     about = {"kind": "classification", "labels": LABELS, "key_space": "space", "retrieval": retrieval}
     base = KnowledgeBase(keys, values, names, tuple(f"text of {name}" for name in names), about)
-    OpenBook(encoder(tokenizer, 16, 1), tokenizer, base).save_pretrained(tmp_path)
+    OpenBook(TorchBackend(encoder(tokenizer, 16, 1), tokenizer), base).save_pretrained(tmp_path)
     encoder(tokenizer, 32, 2).save(tmp_path / "teacher", tokenizer)
     (tmp_path / OUTPUTS).mkdir()
     weight = torch.randn(16, 32, generator=torch.Generator().manual_seed(3))
@@ -99,7 +100,7 @@ def test_pairs_are_remembered_as_pairs(without_teacher: Path) -> None:
 def test_tuning_opens_a_book_that_helps_and_closes_one_that_does_not(without_teacher: Path) -> None:
     book = OpenBook.from_pretrained(without_teacher)
     texts = [f"{word} {number}" for number in range(20) for word in ("fine", "poor")]
-    alone = OpenBook(book.student, book.tokenizer).predict(texts)
+    alone = OpenBook(book.backend).predict(texts)
     wrong = ["good" if label == "bad" else "bad" for label in alone]
     book.remember(texts, wrong)
     again = [f"{text} once" for text in texts]
@@ -108,7 +109,7 @@ def test_tuning_opens_a_book_that_helps_and_closes_one_that_does_not(without_tea
     assert tuned.score > tuned.baseline_score
     assert book.book is not None
     assert book.book.retrieval == tuned.retrieval
-    assert not book.tune(again, OpenBook(book.student, book.tokenizer).predict(again)).kept
+    assert not book.tune(again, OpenBook(book.backend).predict(again)).kept
     assert book.predict(texts) == alone
 
 
@@ -155,7 +156,7 @@ def test_what_is_not_there_cannot_be_forgotten(run: Path) -> None:
 def test_a_book_in_memory_or_none_at_all_is_not_edited(run: Path) -> None:
     book = OpenBook.from_pretrained(run)
     assert book.base is not None
-    for one, told in ((OpenBook(book.student, book.tokenizer, book.base), "in memory only"),
-                      (OpenBook(book.student, book.tokenizer), "no knowledge base")):  # fmt: skip
+    for one, told in ((OpenBook(book.backend, book.base), "in memory only"),
+                      (OpenBook(book.backend), "no knowledge base")):  # fmt: skip
         with pytest.raises(UsageError, match=told):
             one.remember(NEW, ["good"] * 3)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openbook.answers import Answers, outputs_of
 from openbook.grid import BookReading
-from openbook.inference import Answers, answers_of, outputs_of
+from openbook.inference import answers_of
 from openbook.knowledge_base import forms
 from openbook.knowledge_base.answering import Retrieval, answer
 from openbook.knowledge_base.controls import biased, class_bias, flattened, permuted

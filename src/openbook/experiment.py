@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from openbook.answers import outputs_of
 from openbook.book_arms import SPLITS, Heard, consult
 from openbook.checkpoint import fingerprint, link, read_json, write_json
 from openbook.config import FileSource
@@ -22,7 +23,7 @@ from openbook.console import console, track
 from openbook.courses import CORPUS, TEACHER, Course, courses, reads_corpus
 from openbook.experiment_page import publish
 from openbook.grid import Cell, Grid, Rates, cell, coordinates_of, middle
-from openbook.inference import answers_of, outputs_of
+from openbook.inference import answers_of
 from openbook.metrics import agreement, score
 from openbook.models.encoder import load_finished
 from openbook.parallel import run_jobs

@@ -12,6 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 
+from openbook.answers import Answers, probabilities_of
 from openbook.data.batches import Tokenised, ordered
 from openbook.models.encoder import Encoder
 from openbook.types import Batch, Example
@@ -20,15 +21,6 @@ BATCH_TOKENS = 4096
 LONGEST_ANSWER = 30  # word-pieces, as in BERT's code for SQuAD
 
 LogitsOf = Callable[[Batch], Tensor]
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Row i belongs to row i of the texts."""
-
-    logits: NDArray[np.float32]  # (n, C)
-    embedding: NDArray[np.float32]  # (n, d)
-    labels: NDArray[Any]  # (n,) gold; empty if the texts have none
 
 
 def answers_of(model: Encoder, texts: Tokenised) -> Answers:
@@ -50,17 +42,6 @@ def answers_of(model: Encoder, texts: Tokenised) -> Answers:
     assert logits is not None
     assert embedding is not None
     return Answers(logits, embedding, np.empty(0) if texts.labels is None else texts.labels)
-
-
-def outputs_of(answers: Answers, kind: str) -> NDArray[Any]:
-    """Probabilities (n, C), or scores (n, 1) in regression."""
-    return answers.logits if kind == "regression" else probabilities_of(answers.logits)
-
-
-def probabilities_of(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """Row-wise softmax in float64: (n, C) -> (n, C)."""
-    powers = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    return np.asarray(powers / powers.sum(1, keepdims=True))
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors.numpy import load_file
 
-from openbook.inference import probabilities_of
+from openbook.answers import probabilities_of
 from openbook.knowledge_base.search import normalise
 
 PROJECTION = "projection.safetensors"
 BLOCK_ROWS = 1 << 13  # embeddings in double precision at once
 
 
-def projection_in(outputs: Path) -> tuple[Tensor, Tensor]:
+def projection_in(outputs: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """W (d, d_t) and b (d,) of the map from teacher embeddings to keys."""
     weights = load_file(outputs / PROJECTION)
     return weights["weight"], weights["bias"]
@@ -26,7 +25,7 @@ def projection_in(outputs: Path) -> tuple[Tensor, Tensor]:
 
 def keys_of(outputs: Path, embeddings: NDArray[Any]) -> NDArray[np.float32]:
     """Unit keys (n, d) = normalize(W h + b) of the fine-tuned teacher's embeddings (n, d_t) (ReAugKD, Zhang et al.)."""
-    weight, bias = (tensor.numpy().astype(np.float64) for tensor in projection_in(outputs))
+    weight, bias = (array.astype(np.float64) for array in projection_in(outputs))
     keys = [normalise(block @ weight.T + bias).astype(np.float32) for block in in_blocks(embeddings)]
     return np.concatenate([np.empty((0, len(bias)), np.float32), *keys])
 

@@ -55,7 +55,8 @@ def blank_objective(run: Run, terms: Terms) -> Objective:
 
 def key_projection(run: Run) -> tuple[Tensor, Tensor]:
     """W (d, d_t) and b (d,) of the map from teacher embeddings to keys."""
-    return projection_in(outputs_folder(run))
+    weight, bias = projection_in(outputs_folder(run))
+    return torch.from_numpy(weight), torch.from_numpy(bias)
 
 
 def training_base(run: Run, outputs: Path, temperature: float = 1.0) -> KnowledgeBase:

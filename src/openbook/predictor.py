@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from openbook.config import UsageError, WholeKind
-from openbook.inference import Answers, outputs_of
+from openbook.answers import Answers, Encoded, Text, Texts, as_rows, fields, outputs_of
+from openbook.backends.base import BACKENDS, Backend, BackendName
+from openbook.config import UsageError
 from openbook.keys import keys_of, values_of
 from openbook.knowledge_base import editing, store
 from openbook.knowledge_base.answering import answer
@@ -21,18 +21,13 @@ from openbook.knowledge_base.editing import Edit
 from openbook.knowledge_base.interpolate import Evidence, evidence
 from openbook.knowledge_base.search import normalise, search_of
 from openbook.knowledge_base.shelf import Book, Shelf
-from openbook.knowledge_base.tuning import HeldOut, Tuned, collect, tune
-from openbook.metrics import METRICS
-from openbook.models.encoder import Encoder, load_finished
-from openbook.models.student import load_tokenizer
-from openbook.types import Batch, KnowledgeBase
+from openbook.types import KnowledgeBase
 
-BATCH_SIZE = 32
+if TYPE_CHECKING:
+    from openbook.knowledge_base.tuning import Tuned
+
 OUTPUTS = "teacher_outputs"  # beside the knowledge base: where the map to its keys lies
 REMEMBERED = "remembered"  # the origin of entries that were added to a finished book
-
-Text = str | tuple[str, str]
-Texts = Text | Sequence[Text]
 
 
 @dataclass(frozen=True)
@@ -51,15 +46,13 @@ class OpenBook:
     `predict`, `predict_proba` and `explain` take one text, a list of texts, one pair `(a, b)`, or a list of pairs.
     """
 
-    def __init__(self, student: Encoder, tokenizer: Any, base: KnowledgeBase | Path | None = None):
-        self.student, self.tokenizer = student.eval(), tokenizer
+    def __init__(self, backend: Backend, base: KnowledgeBase | Path | None = None):
+        self.backend = backend
         self.shelf = None if base is None else Shelf(base)
         self._checked: Book | None = None
         self._teacher: OpenBook | None = None
-        config = student.model.config
-        self.kind: WholeKind = "regression" if config.problem_type == "regression" else "classification"
-        self.labels = None if self.kind == "regression" else tuple(config.id2label[i] for i in range(config.num_labels))
-        self.key_space: str | None = getattr(config, "key_space", None)  # absent: a student openbook did not teach
+        self.kind, self.labels = backend.about.kind, backend.about.labels
+        self.key_space = backend.about.key_space
         _ = self.book
 
     @property
@@ -77,52 +70,71 @@ class OpenBook:
         return None if self.book is None else self.book.base
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
+    def from_pretrained(cls, folder: str | Path, backend: BackendName = "torch", threads: int | None = None) -> Self:
         """Load a run folder (`runs/quickstart`), or any folder with `student/` and, if wanted, `knowledge_base/`.
 
-        Raises UsageError when there is no finished student, or the book does not belong to it.
+        `backend` is torch, or what `openbook export` wrote: onnx (fp32) or onnx-int8, which need no torch. `threads`
+        are those of the engine. Raises UsageError for an unknown backend, when there is no finished student, no such
+        export of it, or when the book does not belong to it.
         """
         folder = Path(folder)
+        if backend not in BACKENDS:
+            raise UsageError(f"backend={backend!r} is unknown; choose from {', '.join(BACKENDS)}")
         if not (folder / "student" / "config.json").is_file():
             raise UsageError(f"{folder} holds no finished student/ folder; name a run folder such as runs/quickstart")
         book = folder / "knowledge_base"
         base = book if (book / "manifest.json").is_file() else None
-        return cls(load_finished(str(folder / "student")), load_tokenizer(str(folder / "student")), base)
+        return cls(load(folder / "student", backend, threads), base)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        self.student.save(Path(folder) / "student", self.tokenizer)
+        self.backend.save(Path(folder) / "student")
         if self.base is not None:
             store.save(self.base, Path(folder) / "knowledge_base")
 
     def predict(self, texts: Texts) -> Any:
         """The label name (regression: the score) of one text, or a list of them for a list."""
         rows, single = as_rows(texts)
-        answers = [self.name(row) for row in self.answer(rows)]
+        answers = [self.name(row) for row in self.answer(self.encode(rows))]
         return answers[0] if single else answers
 
     def predict_proba(self, texts: Texts) -> NDArray[np.float64]:
         """Probabilities in the order of `labels`: (C,) for one text, (n, C) for a list. Regression: scores, C = 1."""
         rows, single = as_rows(texts)
-        answers = self.answer(rows)
+        answers = self.answer(self.encode(rows))
         return np.asarray(answers[0] if single else answers)
 
     def explain(self, texts: Texts) -> Any:
         """The answer with the neighbours that decided it: one Explanation, or a list of them for a list."""
         rows, single = as_rows(texts)
+        explained = [
+            Explanation(row, self.name(one.result), self.name(one.student), one)
+            for row, one in zip(rows, self.evidence(self.encode(rows)), strict=True)
+        ]
+        return explained[0] if single else explained
+
+    def encode(self, rows: Sequence[Text]) -> list[Encoded]:
+        """Rows as the student reads them; `cut` tells which were too long."""
+        return self.backend.encode(rows)
+
+    def answer(self, encoded: Sequence[Encoded]) -> NDArray[Any]:
+        """Probabilities (n, C), or scores (n, 1), of rows that are encoded already."""
+        heard = self.backend.run(encoded)
+        outputs, book = outputs_of(heard, self.kind), self.book
+        if book is None:
+            return outputs
+        return answer(outputs, heard.embedding, book.base, book.retrieval, book.index.search).outputs
+
+    def evidence(self, encoded: Sequence[Encoded]) -> list[Evidence]:
+        """Answers to encoded rows with the neighbours they are made of. Raises UsageError without a book."""
         book = self._opened()
-        heard, how = self.read(rows), book.retrieval
+        heard, how = self.backend.run(encoded), book.retrieval
         outputs = outputs_of(heard, self.kind)
         if how.opens_book:
             told = answer(outputs, heard.embedding, book.base, how, book.index.search)
             hits, betas = told.hits, told.betas
         else:  # asked for, it is searched
-            hits, betas = book.index.search(heard.embedding, how.top_k), np.ones(len(rows))
-        found = evidence(book.base, hits, outputs, how.temperature, betas)
-        explained = [
-            Explanation(row, self.name(one.result), self.name(one.student), one)
-            for row, one in zip(rows, found, strict=True)
-        ]
-        return explained[0] if single else explained
+            hits, betas = book.index.search(heard.embedding, how.top_k), np.ones(len(encoded))
+        return evidence(book.base, hits, outputs, how.temperature, betas)
 
     def remember(self, texts: Texts, labels: Any = None, ids: Sequence[str] | None = None) -> Edit:
         """Add texts to the book: from the next prediction on they are looked up. Nothing is trained.
@@ -167,6 +179,9 @@ class OpenBook:
         `metric` is accuracy, or pearson in regression, if absent. Raises UsageError for texts that the book holds, and
         for an unknown metric.
         """
+        from openbook.knowledge_base.tuning import HeldOut, collect, tune
+        from openbook.metrics import METRICS
+
         name = metric or ("pearson" if self.labels is None else "accuracy")
         if name not in METRICS:
             raise UsageError(f"metric={name!r} is unknown; choose from {', '.join(METRICS)}")
@@ -198,8 +213,7 @@ class OpenBook:
         """The teacher whose keys the book has, if its folder is beside the student's."""
         run = self._folder().parent
         if self._teacher is None and (run / "teacher" / "config.json").is_file() and (run / OUTPUTS).is_dir():
-            where = str(run / "teacher")
-            self._teacher = OpenBook(load_finished(where), load_tokenizer(where))
+            self._teacher = OpenBook(load(run / "teacher", "torch"))
         return self._teacher
 
     def _opened(self) -> Book:
@@ -217,39 +231,9 @@ class OpenBook:
             )
         return self.shelf.folder
 
-    def answer(self, rows: Sequence[Text]) -> NDArray[Any]:
-        heard = self.read(rows)
-        outputs = outputs_of(heard, self.kind)
-        book = self.book
-        if book is None:
-            return outputs
-        return answer(outputs, heard.embedding, book.base, book.retrieval, book.index.search).outputs
-
     def read(self, rows: Sequence[Text]) -> Answers:
-        """The student's own logits and pooled vectors, in batches of similar length."""
-        order = sorted(range(len(rows)), key=lambda place: -sum(map(len, fields(rows[place]))))
-        logits: list[Any] = [None] * len(rows)
-        embedding: list[Any] = [None] * len(rows)
-        with torch.inference_mode():
-            for start in range(0, len(order), BATCH_SIZE):
-                places = order[start : start + BATCH_SIZE]
-                said = self.student(self.batch([rows[place] for place in places]))
-                for place, one, vector in zip(places, said.logits.numpy(), said.embedding.numpy(), strict=True):
-                    logits[place], embedding[place] = one, vector
-        return Answers(np.stack(logits), np.stack(embedding), np.empty(0))
-
-    def batch(self, rows: Sequence[Text]) -> Batch:
-        first = [fields(row)[0] for row in rows]
-        second = [fields(row)[1] for row in rows] if isinstance(rows[0], tuple) else None
-        encoded = self.tokenizer(
-            first, second, truncation="longest_first", padding=True, return_tensors="pt", return_token_type_ids=True
-        )
-        return Batch(
-            ids=tuple(map(str, range(len(rows)))),
-            input_ids=encoded["input_ids"],
-            attention_mask=encoded["attention_mask"],
-            token_type_ids=encoded["token_type_ids"],
-        )
+        """The student's own logits and pooled vectors."""
+        return self.backend.run(self.encode(rows))
 
     def name(self, answer: NDArray[Any]) -> str | float:
         return float(answer[0]) if self.labels is None else self.labels[int(answer.argmax())]
@@ -259,31 +243,17 @@ def digest_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def fields(row: Text) -> tuple[str, ...]:
-    return (row,) if isinstance(row, str) else row
+def load(folder: Path, backend: BackendName, threads: int | None = None) -> Backend:
+    """The engine of this name over a student's, or a teacher's, folder."""
+    if backend != "torch":
+        from openbook.backends.onnx import OnnxBackend
 
-
-def as_rows(texts: Texts) -> tuple[list[Text], bool]:
-    """A list of texts or pairs, and whether a single one was given.
-
-    Raises UsageError for an empty list, anything that is no text, and a mixture of texts and pairs.
-    """
-    single = isinstance(texts, str) or (isinstance(texts, tuple) and len(texts) == 2 and all(map(is_text, texts)))
-    if not isinstance(texts, Iterable):
-        raise UsageError(f"{texts!r} is no text; give a string, a pair of strings (a, b), or a list of either")
-    rows: list[Any] = [texts] if single else list(texts)
-    if not rows:
-        raise UsageError("there is nothing to predict: the list of texts is empty")
-    for place, row in enumerate(rows):
-        is_pair = isinstance(row, list | tuple) and len(row) == 2 and all(map(is_text, row))
-        if not is_text(row) and not is_pair:
-            raise UsageError(f"text {place} is {row!r}; give a string, or a pair of strings (a, b)")
-        if is_text(row) != is_text(rows[0]):
-            raise UsageError(
-                f"text {place} is {'a string' if is_text(row) else 'a pair'}, text 0 is not; do not mix them"
-            )
-    return [row if is_text(row) else tuple(row) for row in rows], single
-
-
-def is_text(value: object) -> bool:
-    return isinstance(value, str)
+        return OnnxBackend(folder, backend, threads)
+    try:
+        from openbook.backends.pytorch import TorchBackend
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{folder} is run by torch, and {error.name} is not installed: pip install 'openbook[train]', or choose"
+            " backend onnx or onnx-int8"
+        ) from error
+    return TorchBackend.load(folder, threads)

@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
+from openbook.answers import Text, probabilities_of
+from openbook.backends.pytorch import TorchBackend
 from openbook.bench.measure import Rival, median
 from openbook.config import StudentSettings, UsageError
 from openbook.console import console
-from openbook.inference import probabilities_of
 from openbook.knowledge_base import editing, forms, store
 from openbook.knowledge_base.answering import Retrieval, answer
 from openbook.knowledge_base.index import Index, exact_index, open_index, previous_rows, tie_aware_recall
@@ -27,7 +28,7 @@ from openbook.knowledge_base.search import Hits, normalise
 from openbook.metrics import score
 from openbook.models.encoder import Head, load_headless
 from openbook.models.student import load_tokenizer, new_student
-from openbook.predictor import OpenBook, Text
+from openbook.predictor import OpenBook
 from openbook.recipe import load_recipe
 from openbook.types import KnowledgeBase
 from openbook.workspace import RUN_FILE, Run
@@ -131,9 +132,9 @@ def open_student(
     pieces = load_tokenizer(tokenizer)
     pieces.model_max_length = MAX_LENGTH
     student = new_student(shape, Head(CLASSES), pieces, len(pieces), MAX_LENGTH, seed=0)
-    book = OpenBook(student, pieces)
+    backend = TorchBackend(student, pieces)
     base = synthetic_book(size, student.embedding_width)
-    arms = arms_of(base, typical_confidence(book, texts), folder / f"{size}x{student.embedding_width}", k, threads)
+    arms = arms_of(base, typical_confidence(backend, texts), folder / f"{size}x{student.embedding_width}", k, threads)
     queries = near(base.keys, len(texts))
     held = sum(weight.numel() * weight.element_size() for weight in student.parameters())
 
@@ -141,7 +142,7 @@ def open_student(
         batch, calls = request
         if not batch:
             return facts(base, arms, held)
-        return summary(turns(book, arms, texts, queries, batch, calls))
+        return summary(turns(backend, arms, texts, queries, batch, calls))
 
     return answer_to
 
@@ -168,7 +169,7 @@ def arms_of(base: KnowledgeBase, theta: float, folder: Path, k: int, threads: in
 
 
 def turns(
-    book: OpenBook, arms: Mapping[str, Arm], texts: Sequence[Text], queries: NDArray[Any], batch: int, calls: int
+    backend: TorchBackend, arms: Mapping[str, Arm], texts: Sequence[Text], queries: NDArray[Any], batch: int, calls: int
 ) -> dict[str, list[dict[str, float]]]:
     """The stages' seconds of every call; all arms answer a batch before the next one comes, in a changing order."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in (ALONE, *arms)}
@@ -178,19 +179,19 @@ def turns(
         rows = random.choice(len(texts), batch, replace=False)
         order = [*order[1:], order[0]]
         for name in order:
-            stages = one_call(book, arms.get(name), [texts[row] for row in rows], queries[rows])
+            stages = one_call(backend, arms.get(name), [texts[row] for row in rows], queries[rows])
             if number >= WARM:
                 found[name].append(stages)
     return found
 
 
-def one_call(book: OpenBook, arm: Arm | None, rows: list[Text], queries: NDArray[Any]) -> dict[str, float]:
+def one_call(backend: TorchBackend, arm: Arm | None, rows: list[Text], queries: NDArray[Any]) -> dict[str, float]:
     """Seconds of each stage of answering a batch, and the share of it that was looked up."""
     started = clock()
-    batch = book.batch(rows)
+    batch = backend.batch(backend.encode(rows))
     tokenised = clock()
     with torch.inference_mode():
-        said = book.student(batch)
+        said = backend.encoder(batch)
     outputs = probabilities_of(said.logits.numpy())
     heard = clock()
     if arm is None:
@@ -261,10 +262,10 @@ def forms_of(width: int) -> list[str]:
     return ["fp32", "fp16", "sq8", *sized]
 
 
-def typical_confidence(book: OpenBook, texts: Sequence[Text]) -> float:
+def typical_confidence(backend: TorchBackend, texts: Sequence[Text]) -> float:
     """The median of the student's largest probability: to skip from there on skips about half of the texts."""
     with torch.inference_mode():
-        said = book.student(book.batch(list(texts[: max(CALLS)])))
+        said = backend.encoder(backend.batch(backend.encode(texts[: max(CALLS)])))
     return float(np.median(probabilities_of(said.logits.numpy()).max(axis=1)))
 
 
@@ -388,7 +389,7 @@ def open_edit(
     torch.set_num_threads(threads)
     model, pieces = load_headless(tokenizer).eval(), load_tokenizer(tokenizer)
     pieces.model_max_length = MAX_LENGTH
-    reading = OpenBook(model, pieces)
+    reading = TorchBackend(model, pieces)
     whole = synthetic_book(entries + added, model.width)
     old, new = part(whole, slice(entries)), part(whole, slice(entries, None))
     store.save(old, folder / "edited")
@@ -400,7 +401,7 @@ def open_edit(
         with torch.inference_mode():
             for first in range(0, added, max(CALLS)):
                 rows = range(first, min(first + max(CALLS), added))
-                model(reading.batch([texts[row % len(texts)] for row in rows]))
+                model(reading.batch(reading.encode([texts[row % len(texts)] for row in rows])))
         embedded = clock()
         editing.add(folder / "edited", new)
         written = clock()

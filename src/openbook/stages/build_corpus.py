@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from openbook.answers import probabilities_of
 from openbook.candidates import candidates_for
 from openbook.checkpoint import write_json
 from openbook.config import Recipe, UsageError
-from openbook.inference import answers_of, probabilities_of
+from openbook.inference import answers_of
 from openbook.models.encoder import load_finished
 from openbook.retrieval.anchors import load_anchors
 from openbook.retrieval.augment import augmented, augmented_rows

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openbook.answers import outputs_of
 from openbook.checkpoint import fingerprint, read_json, write_json
 from openbook.config import UsageError
 from openbook.console import console
 from openbook.courses import CORPUS
 from openbook.cross_fit import out_of_fold_logits
 from openbook.distillation.teachers import RecordedTeacher
-from openbook.inference import answers_of, outputs_of
+from openbook.inference import answers_of
 from openbook.keys import keys_of, values_of
 from openbook.knowledge_base import editing, store
 from openbook.knowledge_base.interpolate import TRAIN, scaled

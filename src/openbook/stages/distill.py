@@ -16,11 +16,12 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from openbook.answers import outputs_of
 from openbook.checkpoint import SCRATCH, building, fingerprint, is_fresh, open_artifact, read_json, write_json
 from openbook.config import Recipe
 from openbook.courses import CORPUS, LAST, STUDENTS, Course, courses, needs_teacher
 from openbook.data.batches import BatchPlan
-from openbook.inference import answers_of, outputs_of
+from openbook.inference import answers_of
 from openbook.lessons import blank_student, key_projection, key_space, objective_for, teacher_for
 from openbook.metrics import score
 from openbook.models.encoder import Encoder

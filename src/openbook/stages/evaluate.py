@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from openbook.answers import Answers, Text, outputs_of
 from openbook.checkpoint import read_json, write_json
 from openbook.console import track
 from openbook.courses import CORPUS, KD, LABELS, OPEN_BOOK, STUDENTS, TEACHER
-from openbook.inference import Answers, answers_of, outputs_of
+from openbook.inference import answers_of
 from openbook.knowledge_base import store
 from openbook.knowledge_base.answering import Retrieval, answer
 from openbook.knowledge_base.search import search_of
 from openbook.metrics import agreement, paired_difference, score
 from openbook.models.encoder import load_finished
-from openbook.models.student import load_tokenizer
-from openbook.predictor import OpenBook, Text
+from openbook.predictor import OpenBook, load
 from openbook.types import Example, KnowledgeBase
 from openbook.workspace import Run
 
@@ -136,8 +136,8 @@ def time_models(run: Run) -> dict[str, dict[str, Any]]:
     rows = [as_text(example) for example in run.task.test]
     singles, many = rows[: settings.latency_rows], rows[: settings.throughput_rows]
     book = OpenBook.from_pretrained(run.folder)
-    alone = OpenBook(book.student, book.tokenizer)
-    teacher = OpenBook(load_finished(str(run.folder / TEACHER)), load_tokenizer(str(run.folder / TEACHER)))
+    alone = OpenBook(book.backend)
+    teacher = OpenBook(load(run.folder / TEACHER, "torch"))
     timed = {TEACHER: teacher, CORPUS: alone, OPEN_BOOK: book}
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     rates: dict[str, list[float]] = {name: [] for name in timed}

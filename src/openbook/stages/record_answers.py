@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from openbook.answers import outputs_of
 from openbook.checkpoint import SCRATCH, write_json
 from openbook.config import ProjectionSettings
 from openbook.console import track
@@ -19,7 +20,7 @@ from openbook.courses import retrieves
 from openbook.data.batches import BatchPlan, Tokenised, ordered
 from openbook.distillation import losses
 from openbook.distillation.teachers import LiveTeacher, RecordedTeacher, record
-from openbook.inference import answers_of, outputs_of
+from openbook.inference import answers_of
 from openbook.keys import in_blocks, keys_of
 from openbook.knowledge_base.interpolate import neighbour_average, own_positions
 from openbook.knowledge_base.search import search

@@ -7,13 +7,14 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from openbook.answers import outputs_of
 from openbook.checkpoint import SCRATCH, write_json
 from openbook.config import Terms, UsageError
 from openbook.console import track
 from openbook.data.batches import BatchPlan
 from openbook.distillation.objective import Objective
 from openbook.distillation.teachers import silent
-from openbook.inference import answers_of, outputs_of
+from openbook.inference import answers_of
 from openbook.metrics import score
 from openbook.models.encoder import Encoder, label_names, load_finished, load_pretrained
 from openbook.recordings import widths_of

@@ -1,0 +1,77 @@
+"""Texts as users give them, and what a model says about them; numpy alone, so that a light install has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openbook.config import UsageError
+
+Text = str | tuple[str, str]
+Texts = Text | Sequence[Text]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Row i belongs to row i of the texts."""
+
+    logits: NDArray[np.float32]  # (n, C)
+    embedding: NDArray[np.float32]  # (n, d)
+    labels: NDArray[Any]  # (n,) gold; empty if the texts have none
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One row as a model reads it: word-pieces with special tokens, no more than it can take."""
+
+    ids: list[int]
+    types: list[int]  # 1 = second text
+    cut: bool = False  # something was left out
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def outputs_of(answers: Answers, kind: str) -> NDArray[Any]:
+    """Probabilities (n, C), or scores (n, 1) in regression."""
+    return answers.logits if kind == "regression" else probabilities_of(answers.logits)
+
+
+def probabilities_of(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Row-wise softmax in float64: (n, C) -> (n, C)."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return np.asarray(powers / powers.sum(1, keepdims=True))
+
+
+def fields(row: Text) -> tuple[str, ...]:
+    return (row,) if isinstance(row, str) else row
+
+
+def as_rows(texts: Texts) -> tuple[list[Text], bool]:
+    """A list of texts or pairs, and whether a single one was given.
+
+    Raises UsageError for an empty list, anything that is no text, and a mixture of texts and pairs.
+    """
+    single = isinstance(texts, str) or (isinstance(texts, tuple) and len(texts) == 2 and all(map(is_text, texts)))
+    if not isinstance(texts, Iterable):
+        raise UsageError(f"{texts!r} is no text; give a string, a pair of strings (a, b), or a list of either")
+    rows: list[Any] = [texts] if single else list(texts)
+    if not rows:
+        raise UsageError("there is nothing to predict: the list of texts is empty")
+    for place, row in enumerate(rows):
+        is_pair = isinstance(row, list | tuple) and len(row) == 2 and all(map(is_text, row))
+        if not is_text(row) and not is_pair:
+            raise UsageError(f"text {place} is {row!r}; give a string, or a pair of strings (a, b)")
+        if is_text(row) != is_text(rows[0]):
+            raise UsageError(
+                f"text {place} is {'a string' if is_text(row) else 'a pair'}, text 0 is not; do not mix them"
+            )
+    return [row if is_text(row) else tuple(row) for row in rows], single
+
+
+def is_text(value: object) -> bool:
+    return isinstance(value, str)
