@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 
 from openbook import cli
 from openbook.checkpoint import open_artifact
-from openbook.config import UsageError
-from openbook.pipeline import RunError
+from openbook.config import RunError, UsageError
 
 STAGES = (
     "run", "train-teacher", "build-bank", "retrieve", "build-corpus", "record-answers", "distill", "build-kb",
@@ -191,7 +190,7 @@ class Book:
 
 
 def test_predict_reads_arguments_or_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openbook.predictor.OpenBook.from_pretrained", lambda folder: Book())
+    monkeypatch.setattr("openbook.predictor.OpenBook.from_pretrained", lambda *asked: Book())
     assert call("predict", "one", "two [b]").output == "yes\t0.75\tone\nyes\t0.75\ttwo [b]\n"
     assert call("predict", stdin="three\n").output == "yes\t0.75\tthree\n"
     lines = call("predict", "--json", "--pair", "größer\tb").output.splitlines()

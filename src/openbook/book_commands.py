@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from openbook.backends.base import BackendName
 from openbook.config import UsageError
 from openbook.console import console
 
@@ -17,6 +18,13 @@ File = Annotated[Path | None, typer.Option("--file", help="Rows to read: CSV, TS
 TextColumn = Annotated[str, typer.Option("--text", help="The column that holds the texts.")]
 PairColumn = Annotated[str | None, typer.Option("--text-pair", help="The column of second texts, of pairs.")]
 LabelColumn = Annotated[str | None, typer.Option("--label", help="The column of labels; or the label of all texts.")]
+
+
+Engine = Annotated[
+    BackendName | None,
+    typer.Option("--backend", help="torch, onnx or onnx-int8. Default: torch; without it, what the export recommends."),
+]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Of the engine. Default: its own choice.")]
 
 
 def remember(

@@ -16,8 +16,10 @@ import typer
 from rich.table import Column, Table
 
 from openbook import bench_commands, book_commands
-from openbook.config import UsageError
+from openbook.config import RunError, UsageError
 from openbook.console import console
+
+TRAINING = {"torch", "transformers", "accelerate", "datasets", "numba", "scipy", "sentencex", "jinja2", "matplotlib"}
 
 app = typer.Typer(
     help="Compress a large text encoder into a small, fast one: the right textbook, then the exam with the book open.",
@@ -203,13 +205,15 @@ def predict(
     pair: Annotated[bool, typer.Option("--pair", help="Each text is two, separated by a tab.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Show the neighbours behind every answer.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    backend: book_commands.Engine = None,
+    threads: book_commands.Threads = None,
 ) -> None:
     """Predict texts with a student and its knowledge base."""
     from openbook.predictor import OpenBook
 
     lines = list(texts or (line.rstrip("\n") for line in sys.stdin))
     rows = [as_pair(line, place) for place, line in enumerate(lines)] if pair else lines
-    book = OpenBook.from_pretrained(model)
+    book = OpenBook.from_pretrained(model, backend, threads)
     for line, record in zip(lines, predictions(book, rows, explain), strict=True):
         if as_json:
             typer.echo(json.dumps({"text": line, **record}, ensure_ascii=False))
@@ -313,14 +317,16 @@ def env() -> None:
 
 def main() -> None:
     """Exit status 2 for what the user can mend, 1 for a run that failed; no traceback for either."""
-    from openbook.pipeline import RunError
-
     try:
         app()
     except UsageError as error:
         fail(str(error), 2)
     except RunError as error:
         fail(str(error), 1)
+    except ModuleNotFoundError as error:
+        if error.name not in TRAINING:
+            raise
+        fail(f"{error.name} is not installed, which this command needs: pip install 'openbook[train]'", 2)
 
 
 def fail(message: str, status: int) -> None:

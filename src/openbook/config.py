@@ -18,6 +18,10 @@ class UsageError(ValueError):
     """The user can mend this: the message names the key or row, the value and the fix. Exit status 2."""
 
 
+class RunError(RuntimeError):
+    """The run failed for a reason outside the recipe. Exit status 1."""
+
+
 class Settings(BaseModel):
     """Base of every part of the recipe: unknown keys are errors, and nothing changes after it was read."""
 

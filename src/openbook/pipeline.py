@@ -16,7 +16,7 @@ from typing import Any
 from openbook.agnostic import AgnosticRecipe
 from openbook.agnostic_run import AgnosticRun
 from openbook.checkpoint import building, fingerprint, open_artifact, partial_folder
-from openbook.config import Recipe, UsageError
+from openbook.config import Recipe, RunError, UsageError
 from openbook.console import console
 from openbook.courses import reads_corpus
 from openbook.lessons import check_lessons
@@ -41,10 +41,6 @@ from openbook.stages import (
 from openbook.workspace import Run
 
 DISK_FULL = (os.strerror(errno.ENOSPC), " requested and ")  # safetensors and Arrow quote the system, numpy does not
-
-
-class RunError(RuntimeError):
-    """The run failed for a reason outside the recipe. Exit status 1."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 
 from openbook.answers import Answers, Encoded, Text, Texts, as_rows, fields, outputs_of
 from openbook.backends.base import BACKENDS, Backend, BackendName
+from openbook.backends.onnx import EXPORT, RECORD, OnnxBackend
+from openbook.checkpoint import read_json
 from openbook.config import UsageError
 from openbook.keys import keys_of, values_of
 from openbook.knowledge_base import editing, store
@@ -70,21 +73,24 @@ class OpenBook:
         return None if self.book is None else self.book.base
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, backend: BackendName = "torch", threads: int | None = None) -> Self:
+    def from_pretrained(
+        cls, folder: str | Path, backend: BackendName | None = None, threads: int | None = None
+    ) -> Self:
         """Load a run folder (`runs/quickstart`), or any folder with `student/` and, if wanted, `knowledge_base/`.
 
-        `backend` is torch, or what `openbook export` wrote: onnx (fp32) or onnx-int8, which need no torch. `threads`
-        are those of the engine. Raises UsageError for an unknown backend, when there is no finished student, no such
-        export of it, or when the book does not belong to it.
+        `backend` is torch, or what `openbook export` wrote: onnx (fp32) or onnx-int8, which need no torch. By default
+        it is torch, and where that is not installed, what the export recommends. `threads` are those of the engine.
+        Raises UsageError for an unknown backend, when there is no finished student, no such export of it, or when the
+        book does not belong to it.
         """
         folder = Path(folder)
-        if backend not in BACKENDS:
+        if backend is not None and backend not in BACKENDS:
             raise UsageError(f"backend={backend!r} is unknown; choose from {', '.join(BACKENDS)}")
         if not (folder / "student" / "config.json").is_file():
             raise UsageError(f"{folder} holds no finished student/ folder; name a run folder such as runs/quickstart")
         book = folder / "knowledge_base"
         base = book if (book / "manifest.json").is_file() else None
-        return cls(load(folder / "student", backend, threads), base)
+        return cls(load(folder / "student", backend or usual_backend(folder / "student"), threads), base)
 
     def save_pretrained(self, folder: str | Path) -> None:
         self.backend.save(Path(folder) / "student")
@@ -243,11 +249,17 @@ def digest_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def usual_backend(student: Path) -> BackendName:
+    """Torch where it is installed; else the faster of the two exports, as it was timed when they were written."""
+    record = student / EXPORT / RECORD
+    if find_spec("torch") is not None or not record.is_file():
+        return "torch"
+    return "onnx-int8" if read_json(record).get("recommended") == "onnx-int8" else "onnx"
+
+
 def load(folder: Path, backend: BackendName, threads: int | None = None) -> Backend:
     """The engine of this name over a student's, or a teacher's, folder."""
     if backend != "torch":
-        from openbook.backends.onnx import OnnxBackend
-
         return OnnxBackend(folder, backend, threads)
     try:
         from openbook.backends.pytorch import TorchBackend

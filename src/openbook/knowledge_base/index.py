@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 from zipfile import BadZipFile
@@ -164,6 +165,8 @@ def open_index(
     if kind == "auto":
         if keys.nbytes <= exact_max_bytes:
             return exact_index(keys, basis, f"{keys.nbytes:,} bytes of keys are at most {exact_max_bytes:,}")
+        if find_spec("faiss") is None:
+            return exact_index(keys, basis, "faiss is not installed, which searches so many keys faster")
         kind = "hnsw"
     keys = np.ascontiguousarray(keys)
     kept = None if folder is None or kind != "hnsw" else _Kept(folder / FILE, _digest(keys, queries, k))
