@@ -19,6 +19,7 @@ LAYERS = [
     {"parallel", "answers"},
     {"data", "retrieval", "models", "distillation", "knowledge_base", "metrics"},
     {"checkpoint", "findings", "results", "inference", "manifest", "gains", "markdown"},
+    {"openings"},
     {"plots", "training", "comparison", "conclusions", "task_scores", "keys", "backends"},
     {"report", "workspace", "predictor", "starter", "experiment_tables", "grid", "agnostic_grid"},
     {"readings", "engines", "candidates", "experiment_page", "agnostic_run", "agnostic_page"},

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from openbook.metrics import hierarchical_difference, holm
+from openbook.openings import by_similarity, openings
 from openbook.results import Results, load
 
 KEPT = ("name", "title", "scale", "baseline", "arms", "tasks", "tune", "budget", "bank", "student", "machine")
@@ -36,6 +37,8 @@ def summarise(folder: Path) -> dict[str, Any]:
         "cost": {task: _cost(results, task) for task in cells},
         "curves": [_curve(results, curve) for curve in results.grid.get("curves", ())],
         "corpora": {task: {arm: results.note(task, arm, "corpus.json") for arm in cells[task]} for task in cells},
+        "books": openings(results),
+        "by_similarity": by_similarity(results),
         "tuning": {task: {arm: results.note(task, arm, "tuning.json") for arm in cells[task]} for task in cells},
     }
 

@@ -78,6 +78,8 @@ def _context(s: Summary) -> dict[str, Any]:
         "curves": [_curve(s, number, curve) for number, curve in enumerate(s["curves"], start=1)],
         "agreement": tables.agreement(s),
         "terms": tables.terms(s),
+        "books": tables.books(s),
+        "by_similarity": tables.by_similarity(s),
         "corpora": tables.corpora(s),
         "examples": _examples(s),
         "cost": [cost(s, task) for task in s["tasks"]],

@@ -139,6 +139,41 @@ def corpora(s: Summary) -> Columns:
     return {header: cells for header, cells in columns.items() if set(cells) != {NOTHING}}
 
 
+def books(s: Summary) -> Columns:
+    """How the students of every arm opened their books."""
+    return _columns(
+        {
+            "task": task_title(s, task),
+            "arm": arm,
+            "opened": f"{one['opened']} of {one['students']}",
+            "share of the student": _number(one["beta"], lambda beta: f"{beta:.2f}"),
+            "gain held out": _signed(one["gain"]),
+            "put right": f"{one['better']:.1f}",
+            "put wrong": f"{one['worse']:.1f}",
+            "of rows": f"{one['rows']:,.0f}",
+            "entries": f"{one['entries']:,.0f}",
+        }
+        for task, arms in s["books"].items()
+        for arm, one in arms.items()
+    )
+
+
+def by_similarity(s: Summary) -> Columns:
+    """Points that opening the book gains in every tenth of the rows."""
+    tenths = max((len(buckets) for buckets in s["by_similarity"].values()), default=0)
+
+    def shown(buckets: list[Cell], place: int) -> str:
+        if place >= len(buckets):
+            return NOTHING
+        one = buckets[place]
+        return f"{_signed((one['better'] - one['worse']) / one['rows'])} ({one['similarity']:.2f})"
+
+    return _columns(
+        {"arm": arm, **{f"tenth {place + 1}": shown(buckets, place) for place in range(tenths)}}
+        for arm, buckets in s["by_similarity"].items()
+    )
+
+
 def rates(s: Summary) -> Columns:
     """The rates of the final trainings; a mark where one lies at the edge of the values tried."""
     edges = {one["name"]: (min(one["values"]), max(one["values"])) for one in s["tune"] or () if len(one["values"]) > 1}
