@@ -111,6 +111,30 @@ def bench_book(
     show(book.tables(result), result, output)
 
 
+@bench.command("serve")
+def bench_serve(
+    model: Annotated[
+        Path, typer.Option("--model", help="A finished run with its teacher, exported with `openbook export`.")
+    ] = Path("runs/quickstart"),
+    rounds: Annotated[int, typer.Option("--rounds", help="Turns of the engines; the median counts.")] = 60,
+    seconds: Annotated[float, typer.Option("--seconds", help="Of every load on a server.")] = 5.0,
+    soak: Annotated[int, typer.Option("--soak", help="Requests over which the server's memory is watched.")] = 50_000,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Of every engine.")] = 1,
+    output: Output = None,
+) -> None:
+    """Time the student's engines beside the teacher and a plain pipeline; load its server, and watch its memory."""
+    from openbook.bench import serve
+    from openbook.recipe import load_recipe
+    from openbook.workspace import RUN_FILE, Run
+
+    if not (model / RUN_FILE).is_file():
+        raise UsageError(f"--model {model} is no run folder, it has no {RUN_FILE}; name one such as runs/quickstart")
+    rows = Run(load_recipe(model / RUN_FILE), model).task.test
+    texts = [row.text if row.text_pair is None else (row.text, row.text_pair) for row in rows]
+    result = serve.run(model, texts, rounds, seconds, soak, threads)
+    show(serve.tables(result), result, output)
+
+
 def show(tables: Iterable[Table], result: Any, output: Path | None) -> None:
     from openbook.checkpoint import write_json
 
