@@ -26,7 +26,7 @@ def openings(results: Results) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def by_similarity(results: Results) -> dict[str, list[dict[str, float]]]:
-    """By arm, over all tasks and seeds: what opening did to each tenth of the rows, those far from all entries first."""
+    """By arm, over all tasks and seeds: what opening did to each tenth of the rows, those far from entries first."""
     found = {}
     for arm in results.grid["arms"]:
         books = [book for task in results.tasks(arm) for book in _books(results, task, arm)]

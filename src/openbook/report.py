@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -13,10 +14,23 @@ from rich.table import Table
 from rich.text import Text
 
 from openbook import plots
-from openbook.findings import NOTHING, Report, comparison, duration, limits, percent, points, title, verdicts
-from openbook.markdown import environment
+from openbook.findings import (
+    NOTHING,
+    Report,
+    comparison,
+    duration,
+    limits,
+    megabytes,
+    millions,
+    percent,
+    points,
+    title,
+    verdicts,
+)
+from openbook.markdown import Columns, environment
+from openbook.provenance import Ingredient, place_name, without_places
 
-__all__ = ["Report", "console_table", "html", "markdown", "model_card", "verdicts"]
+__all__ = ["Report", "Shipped", "console_table", "html", "markdown", "model_card", "verdicts"]
 
 MODELS = {
     "teacher": "the large model, fine-tuned on the task",
@@ -49,8 +63,26 @@ BANK_FACTS = {
     "near_duplicate": "left out: near duplicates",
     "kept": "sentences searched",
 }
+ENGINES = {"torch": "model.safetensors", "onnx": "onnx/model.onnx", "onnx-int8": "onnx/model_qint8.onnx"}
+VERSIONS = ("python", "openbook", "torch", "transformers")  # that a stranger may need
 HUB_METRICS = {"pearson": "pearsonr"}  # where the Hub's name is not ours
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A packed folder, as far as its card tells of it."""
+
+    name: str
+    engines: tuple[str, ...] = ()  # that its files can be run by
+    engine: str | None = None  # the one of ONNX that its container runs
+    export: Mapping[str, Any] = field(default_factory=dict)  # what `openbook export` recorded
+    book: Mapping[str, Any] = field(default_factory=dict)  # its manifest
+    has_texts: bool = True
+    seed: int | None = None  # of these weights
+    licence: str | None = None
+    ingredients: tuple[Ingredient, ...] = ()
+    files: tuple[tuple[str, int], ...] = ()  # with their bytes
 
 
 def console_table(report: Report) -> Table:
@@ -75,11 +107,76 @@ def html(report: Report) -> str:
     return _environment(html=True).get_template("report.html.j2").render(_context(report), **_figures(report))
 
 
-def model_card(report: Report) -> str:
-    """The README of the student's folder: front matter as the Hugging Face Hub documents it, use, results, limits."""
-    front_matter = yaml.safe_dump(_front_matter(report), sort_keys=False, allow_unicode=True)
-    context = _context(report) | {"front_matter": Markup(front_matter)}  # YAML, not Markdown
+def model_card(report: Report, shipped: Shipped | None = None) -> str:
+    """The README of a student: front matter as the Hugging Face Hub documents it, use, results, limits, making.
+
+    Without `shipped` it is about a run's own folder. No local path of the recipe appears in it.
+    """
+    recipe = without_places(yaml.safe_load(report.recipe) or {})
+    front_matter = yaml.safe_dump(_front_matter(report, shipped), sort_keys=False, allow_unicode=True)
+    context = _context(report) | {
+        "front_matter": Markup(front_matter),  # YAML, not Markdown
+        "shipped": shipped,
+        "place": shipped.name if shipped else f"runs/{report.run}",
+        "teacher": place_name(report.teacher_model),
+        "small": millions(report.student["parameters"]),
+        "score": _shipped_score(report, shipped),
+        "engines": _engines(shipped) if shipped else {},
+        "files": {"file": [name for name, _ in shipped.files], "MB": [megabytes(size) for _, size in shipped.files]}
+        if shipped
+        else {},
+        "ingredients": _ingredients(shipped) if shipped else {},
+        "versions": {name: one for name, one in report.environment.items() if name in VERSIONS},
+        "language": (recipe.get("corpus") or {}).get("language") if report.corpus else None,
+        "max_length": (recipe.get("task") or {}).get("max_length"),
+        "public_recipe": yaml.safe_dump(_told(recipe), sort_keys=False, allow_unicode=True),
+    }
+    context["lessons"] = {**context["lessons"], "teacher": place_name(report.teacher_model)}
     return _environment(html=False).get_template("model_card.md.j2").render(context)
+
+
+def _shipped_score(report: Report, shipped: Shipped | None) -> float | None:
+    """Of the very weights in the folder."""
+    seeds = list(report.results["seeds"])
+    if shipped is None or shipped.seed not in seeds:
+        return None
+    return float(report.student["scores"][seeds.index(shipped.seed)])
+
+
+def _engines(shipped: Shipped) -> Columns:
+    """What the student can be run by: file, distance from torch, and speed where it was exported."""
+    parity, timing = shipped.export.get("parity", {}), shipped.export.get("timing", {})
+    sizes = dict(shipped.files)
+    columns = {
+        "engine": list(shipped.engines),
+        "file": [f"student/{ENGINES[name]}" for name in shipped.engines],
+        "MB": [megabytes(sizes[f"student/{ENGINES[name]}"]) for name in shipped.engines],
+        "against torch": [_nearness(parity.get(name, {})) for name in shipped.engines],
+    }
+    for shape in timing.get("torch", {}):
+        columns[f"ms a text, {shape}"] = [f"{timing[name][shape]:.2f}" for name in shipped.engines if name in timing]
+    return {header: cells for header, cells in columns.items() if len(cells) == len(shipped.engines)}
+
+
+def _nearness(found: Mapping[str, Any]) -> str:
+    if "largest_difference" in found:
+        return f"equal within {found['largest_difference']:.0e}"
+    return f"agreement {percent(found['agreement'])}" if "agreement" in found else NOTHING
+
+
+def _ingredients(shipped: Shipped) -> Columns:
+    return {
+        "role": [one.role for one in shipped.ingredients],
+        "what": [one.name for one in shipped.ingredients],
+        "licence": [one.licence for one in shipped.ingredients],
+    }
+
+
+def _told(recipe: Any) -> Any:
+    """A recipe without keys that say nothing."""
+    if isinstance(recipe, dict):
+        return {key: _told(value) for key, value in recipe.items() if value is not None}
+    return [_told(value) for value in recipe] if isinstance(recipe, list) else recipe
 
 
 def _context(report: Report) -> dict[str, Any]:
@@ -165,26 +262,35 @@ def _figures(report: Report) -> dict[str, Any]:
     }
 
 
-def _front_matter(report: Report) -> dict[str, Any]:
+def _front_matter(report: Report, shipped: Shipped | None) -> dict[str, Any]:
     """Metadata as the Hub documents it; of its four relations to a base model `finetune` is nearest to distillation."""
     recipe, results = yaml.safe_load(report.recipe) or {}, report.results
     metric = HUB_METRICS.get(results["metric"], results["metric"])
     source = recipe.get("task", {}).get("train") or {}
-    dataset = source.get("dataset") or re.sub(r"[^\w.-]+", "-", results["task"])
+    dataset = place_name(source.get("dataset") or re.sub(r"[^\w.-]+", "-", results["task"]))
     lineage = {"base_model": report.teacher_model, "base_model_relation": "finetune"}
+    score = _shipped_score(report, shipped)
+    value = report.student["mean"] if score is None else score
     result = {
         "task": {"type": "text-classification", "name": "Text Classification"},
         "dataset": {"type": dataset, "name": results["task"], "split": results["split"]},
-        "metrics": [{"type": metric, "name": report.metric, "value": round(report.student["mean"], 4)}],
+        "metrics": [{"type": metric, "name": report.metric, "value": round(value, 4)}],
     }
     return {
+        **({"license": shipped.licence} if shipped and shipped.licence else {}),
         "library_name": "transformers",
         "pipeline_tag": "text-classification",
         **(lineage if HUB_ID.fullmatch(report.teacher_model) else {}),
         "datasets": [dataset],
         "metrics": [metric],
-        "tags": ["knowledge-distillation", "contextualized-corpus", "retrieval-augmented", "openbook"],
-        "model-index": [{"name": report.run, "results": [result]}],
+        "tags": [
+            "knowledge-distillation",
+            "contextualized-corpus",
+            "retrieval-augmented",
+            "openbook",
+            *(["onnx"] if shipped and shipped.export else []),
+        ],
+        "model-index": [{"name": shipped.name if shipped else report.run, "results": [result]}],
     }
 
 
