@@ -21,6 +21,7 @@ LAYERS = [
     {"checkpoint", "findings", "results", "inference", "manifest", "gains", "markdown"},
     {"openings"},
     {"plots", "training", "comparison", "conclusions", "task_scores", "keys", "backends"},
+    {"student_keys"},
     {"report", "workspace", "predictor", "starter", "experiment_tables", "grid", "agnostic_grid"},
     {"readings", "engines", "candidates", "experiment_page", "agnostic_run", "agnostic_page"},
     {"courses", "fine_tuning"},

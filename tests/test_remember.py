@@ -52,6 +52,8 @@ def run(tokenizer: Any, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def without_teacher(run: Path) -> Path:
+    """The folder of a student that has no teacher any more, and finds every entry itself."""
+    OpenBook.from_pretrained(run).rekey()
     (run / "teacher" / "config.json").unlink()
     return run
 
@@ -88,6 +90,46 @@ def test_the_teacher_finds_the_place_and_names_the_label_where_it_is_at_hand(run
     np.testing.assert_allclose(book.base.values[-3:], teacher.predict_proba(NEW), atol=1e-6)
     weight = torch.randn(16, 32, generator=torch.Generator().manual_seed(3)).numpy()
     np.testing.assert_allclose(book.base.keys[-3:], normalise(teacher.read(NEW).embedding @ weight.T), atol=1e-5)
+
+
+def test_a_book_of_the_teachers_keys_takes_nothing_without_the_teacher(run: Path) -> None:
+    """The student's own embeddings would lie nearer to every query than any key of the teacher's."""
+    (run / "teacher" / "config.json").unlink()
+    book = OpenBook.from_pretrained(run)
+    before = book.predict_proba(NEW)
+    with pytest.raises(UsageError, match="has no teacher/ to find these texts.*--keys student"):
+        book.remember(NEW, ["good", "bad", "good"])
+    np.testing.assert_array_equal(book.predict_proba(NEW), before)
+
+
+def test_after_rekeying_every_text_finds_its_own_entry(run: Path) -> None:
+    book = OpenBook.from_pretrained(run)
+    edit = book.rekey()
+    assert (edit.entries, edit.added, edit.stale) == (20, 0, True)
+    assert book.base is not None
+    for text, id in zip(book.base.texts, book.base.ids, strict=True):
+        nearest = book.explain(text).evidence.neighbours[0]
+        assert nearest.similarity == pytest.approx(1, abs=1e-6)
+        assert nearest.text == text, id
+
+
+def test_a_book_of_one_students_keys_is_refused_by_another(run: Path, tokenizer: Any) -> None:
+    OpenBook.from_pretrained(run).rekey()
+    OpenBook.from_pretrained(run)
+    encoder(tokenizer, 16, 5).save(run / "student", tokenizer)
+    with pytest.raises(UsageError, match="key_space"):
+        OpenBook.from_pretrained(run)
+
+
+def test_the_teacher_labels_what_the_student_finds(run: Path) -> None:
+    book = OpenBook.from_pretrained(run)
+    teacher = book.teacher()
+    book.rekey()
+    book.remember(NEW)
+    assert teacher is not None
+    assert book.base is not None
+    np.testing.assert_allclose(book.base.values[-3:], teacher.predict_proba(NEW), atol=1e-6)
+    np.testing.assert_allclose(book.base.keys[-3:], normalise(book.read(NEW).embedding), atol=1e-6)
 
 
 def test_pairs_are_remembered_as_pairs(without_teacher: Path) -> None:
@@ -130,7 +172,7 @@ def test_tuning_takes_the_entries_as_often_as_they_are_there(without_teacher: Pa
         (["good", "fine", "bad"], None, "label 1 is 'fine'; the student knows bad, good"),
         (["good"], None, "3 texts or ids; give as many labels"),
         ("good", None, "3 texts or ids; give as many labels"),
-        (None, None, "has no teacher/ to label these texts; give labels"),
+        (None, None, "has no teacher/ to label these texts with; give labels"),
         (["good"] * 3, ["a", "b", "a"], "'a'"),
         (["good"] * 3, ["a", "b", "t/train/3"], "taken .*t/train/3"),
     ],

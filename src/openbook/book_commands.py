@@ -11,6 +11,7 @@ from rich.table import Table
 from openbook.backends.base import BackendName
 from openbook.config import UsageError
 from openbook.console import console
+from openbook.student_keys import STUDENT
 
 Model = Annotated[Path, typer.Option("--model", help="A run folder, such as runs/quickstart.")]
 Texts = Annotated[list[str] | None, typer.Argument(help="Texts; or give --file.")]
@@ -60,6 +61,9 @@ def book(
     diff: Annotated[Path | None, typer.Option("--diff", help="Compare with another folder of a book.")] = None,
     compact: Annotated[bool, typer.Option("--compact", help="Write it anew, without what was removed.")] = False,
     form: Annotated[str | None, typer.Option("--form", help="With --compact: fp16, sq8, pca-64, pq-64.")] = None,
+    keys: Annotated[
+        str | None, typer.Option("--keys", help="student: find every entry by the student's own embedding.")
+    ] = None,
     tune: Annotated[
         Path | None, typer.Option("--tune", help="Labelled rows to choose anew by how it is opened.")
     ] = None,
@@ -69,14 +73,9 @@ def book(
 ) -> None:
     """Show what the book holds and how it is opened; compact, tune or compare it."""
     from openbook.knowledge_base import editing, store
-    from openbook.knowledge_base.shelf import build_index
 
     folder = model / "knowledge_base"
-    if compact:
-        told(editing.compact(folder, form), "compacted")
-        build_index(folder)
-    elif form is not None:
-        raise UsageError(f"--form {form} is for --compact; give both")
+    rewrite(model, folder, compact, form, keys)
     if tune is not None:
         show_tuned(opened(model), *given(None, tune, text, text_pair, label or "label"))
     if log:
@@ -95,6 +94,22 @@ def book(
             console.print(f"{name}: {len(ids)} {', '.join(ids[:5])}", markup=False)
     else:
         show(base, folder)
+
+
+def rewrite(model: Path, folder: Path, compact: bool, form: str | None, keys: str | None) -> None:
+    from openbook.knowledge_base import editing
+    from openbook.knowledge_base.shelf import build_index
+
+    if form is not None and not compact:
+        raise UsageError(f"--form {form} is for --compact; give both")
+    if keys not in (None, STUDENT):
+        raise UsageError(f"--keys {keys}: a book can be changed to the keys of its student alone; give {STUDENT}")
+    if keys is not None:
+        told(opened(model).rekey(), "found by its student from now on")
+    if compact:
+        told(editing.compact(folder, form), "compacted")
+    if compact or keys is not None:
+        build_index(folder)
 
 
 def opened(model: Path) -> Any:

@@ -400,6 +400,11 @@ class KnowledgeBaseSettings(Settings):
     """The book the student may open: what is kept in it. top_k, temperature and beta are tuned on the held-out rows."""
 
     projection: ProjectionSettings = ProjectionSettings()
+    keys: Literal["teacher", "student"] = Field(
+        "teacher",
+        description="whose embedding of a text its entry is found by: the teacher's, mapped to the student's width, as"
+        " in the paper; or the shipped student's own, so that what is remembered later is found",
+    )
     texts: Literal["task", "corpus", "both"] = Field("task", description="whose texts: the training rows, the corpus")
     corpus_min_confidence: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="least probability of the teacher's label for a text of the corpus to be kept"

@@ -24,6 +24,7 @@ from openbook.knowledge_base.editing import Edit
 from openbook.knowledge_base.interpolate import Evidence, evidence
 from openbook.knowledge_base.search import normalise, search_of
 from openbook.knowledge_base.shelf import Book, Shelf
+from openbook.student_keys import is_by_student, rekeyed, space
 from openbook.types import KnowledgeBase
 
 if TYPE_CHECKING:
@@ -64,7 +65,10 @@ class OpenBook:
         book = None if self.shelf is None else self.shelf.book()
         if book is not None and book is not self._checked:
             manifest = book.base.manifest
-            store.check_fits(book.base, self.key_space or manifest["key_space"], self.labels)
+            wanted = self.key_space or manifest["key_space"]
+            if is_by_student(book.base):
+                wanted = space(self.backend, manifest["key_space"])
+            store.check_fits(book.base, wanted, self.labels)
             self._checked = book
         return book
 
@@ -146,30 +150,38 @@ class OpenBook:
         """Add texts to the book: from the next prediction on they are looked up. Nothing is trained.
 
         `labels` are a person's: names, or scores in regression, one for each text (for one text, one label). Without
-        them, what the teacher says is kept. Entries are found by the teacher's keys, or, where its folder is not beside
-        the student's, by the student's own embeddings, which then need labels. Raises UsageError, and changes nothing,
-        for unknown labels, ids or texts that are there already, and a book that is not in a folder.
+        them, what the teacher says is kept. Entries are found as those of the book are: by the student's own embedding,
+        or by the teacher's. Raises UsageError, and changes nothing, for unknown labels, ids or texts that are there
+        already, where the teacher is needed and its folder is not beside the student's, and for a book that is not in
+        a folder.
         """
         rows, single = as_rows(texts)
         folder = self._folder()
         values = None if labels is None else self.values([labels] if single else labels, len(rows))
-        teacher = self.teacher()
-        if values is None and teacher is None:
-            raise UsageError(
-                f"{folder.parent} has no teacher/ to label these texts; give labels, or name the run folder that has it"
-            )
-        if teacher is None:
+        book = self._opened()
+        own = is_by_student(book.base)
+        heard = None if own and values is not None else self._teacher_says(rows, "find" if not own else "label")
+        if own:
             keys = normalise(self.read(rows).embedding).astype(np.float32)
         else:
-            heard = teacher.read(rows)
+            assert heard is not None
             keys = keys_of(folder.parent / OUTPUTS, heard.embedding)
-            values = values_of(self.kind, heard.logits) if values is None else values
-        assert values is not None
-        book = self._opened()
+        if values is None:
+            assert heard is not None
+            values = values_of(self.kind, heard.logits)
         told = tuple("\t".join(fields(row)) for row in rows)
         names = tuple(ids) if ids is not None else tuple(f"{REMEMBERED}/{digest_text(text)[:16]}" for text in told)
         about = {name: book.base.manifest[name] for name in ("kind", "labels", "key_space")}
         return editing.add(folder, KnowledgeBase(keys, values, names, told, about, origins=(REMEMBERED,) * len(rows)))
+
+    def rekey(self) -> Edit:
+        """Let all entries be found by the student's own embeddings, so that what is remembered from now on is found.
+
+        How the book is opened should be tuned again afterwards. Raises UsageError for a book that keeps no texts, or is
+        not in a folder.
+        """
+        folder = self._folder()
+        return editing.rekey(folder, rekeyed(self._opened().base, self.backend))
 
     def forget(self, ids: Sequence[str]) -> Edit:
         """Remove entries: from the next prediction on they are not looked up. Raises UsageError for an unknown id."""
@@ -221,6 +233,19 @@ class OpenBook:
         if self._teacher is None and (run / "teacher" / "config.json").is_file() and (run / OUTPUTS).is_dir():
             self._teacher = OpenBook(load(run / "teacher", "torch"))
         return self._teacher
+
+    def _teacher_says(self, rows: Sequence[Text], what: str) -> Answers:
+        teacher = self.teacher()
+        if teacher is None:
+            advice = {
+                "label": "give labels",
+                "find": "let the student find all entries itself (OpenBook.rekey, or `openbook book --keys student`)",
+            }
+            raise UsageError(
+                f"{self._folder().parent} has no teacher/ to {what} these texts with; {advice[what]}, or name the run"
+                " folder that has it"
+            )
+        return teacher.read(rows)
 
     def _opened(self) -> Book:
         book = self.book

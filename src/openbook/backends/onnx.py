@@ -32,6 +32,7 @@ class OnnxBackend:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.pieces = Pieces(tokenizer, self.max_length, pad_of(tokenizer, tokens, config))
         graph = checked(folder, name)
+        self.weights: str | None = read(folder / EXPORT / RECORD).get("weights")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads or 0  # 0: the runtime's own choice
         options.log_severity_level = 3

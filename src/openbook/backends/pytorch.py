@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,6 +11,7 @@ import torch
 
 from openbook.answers import Answers, Encoded, Text
 from openbook.backends.base import BackendName, Pieces, about, in_batches, longest_input
+from openbook.checkpoint import digest_file
 from openbook.models.encoder import Encoder, load_finished
 from openbook.models.student import load_tokenizer
 from openbook.types import Batch
@@ -20,8 +22,9 @@ class TorchBackend:
 
     name: BackendName = "torch"
 
-    def __init__(self, encoder: Encoder, tokenizer: Any):
+    def __init__(self, encoder: Encoder, tokenizer: Any, folder: Path | None = None):
         self.encoder, self.tokenizer = encoder.eval(), tokenizer
+        self.folder = folder
         config = encoder.model.config.to_dict()
         self.about = about(config)
         self.max_length = longest_input(tokenizer.model_max_length, config)
@@ -32,7 +35,12 @@ class TorchBackend:
         """`threads`, if given, are those of all torch in this process."""
         if threads is not None:
             torch.set_num_threads(threads)
-        return cls(load_finished(str(folder)), load_tokenizer(str(folder)))
+        return cls(load_finished(str(folder)), load_tokenizer(str(folder)), folder)
+
+    @cached_property
+    def weights(self) -> str | None:
+        file = None if self.folder is None else self.folder / "model.safetensors"
+        return digest_file(file) if file is not None and file.is_file() else None
 
     def encode(self, rows: Sequence[Text]) -> list[Encoded]:
         return self.pieces.encode(rows)

@@ -148,6 +148,22 @@ def swap(folder: str | Path, other: KnowledgeBase | str | Path) -> Edit:
         return _finish(here, before, changes, event, forget=set(before.extras()))
 
 
+def rekey(folder: str | Path, base: KnowledgeBase) -> Edit:
+    """Put other keys in place of all, in full precision, with what the manifest of `base` says of them.
+
+    `base` has the folder's entries in their order. The settings of retrieval stay and are stale. Raises UsageError, and
+    changes nothing, where another process has edited the folder meanwhile.
+    """
+    with _editing(folder) as (here, before):
+        if load(here).ids != base.ids:
+            raise UsageError(f"{here} was edited while its keys were made; nothing was changed: do it again")
+        rows, constants = whole(base, described(base), "fp32")
+        known = {name: base.manifest[name] for name in ("keyed_by", "key_space") if name in base.manifest}
+        changes = {**known, **put_whole(here, rows, constants, "fp32")}
+        changes["since_tuning"] = before.since_tuning.model_copy(update={"swapped": True})
+        return _finish(here, before, changes, {"what": "rekey"})
+
+
 def compact(folder: str | Path, form: str | None = None) -> Edit:
     """Write one segment again, without what was removed, and delete all other files; store keys in `form` if given.
 

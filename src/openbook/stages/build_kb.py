@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openbook.answers import outputs_of
+from openbook.backends.pytorch import TorchBackend
 from openbook.checkpoint import fingerprint, read_json, write_json
 from openbook.config import UsageError
 from openbook.console import console
@@ -34,6 +35,7 @@ from openbook.models.encoder import load_finished
 from openbook.readings import corpus_examples
 from openbook.recordings import outputs_folder
 from openbook.retrieval.passages import LeakGuard, key
+from openbook.student_keys import rekeyed
 from openbook.types import Example, KnowledgeBase
 from openbook.workspace import Run
 
@@ -91,14 +93,22 @@ def build(run: Run, folder: Path) -> None:
     keep_edits(run)
     base, left_out = filled(run)
     shipped = read_json(run.folder / "student" / "selection.json")["seed"]
-    tuned = {shipped: tuned_for(run, base, shipped, OMEGAS if run.recipe.knowledge_base.texts == "both" else (1.0,))}
+    omegas = OMEGAS if run.recipe.knowledge_base.texts == "both" else (1.0,)
+    tuned = {shipped: tuned_for(run, base_for(run, base, shipped), shipped, omegas)}
     base = scaled(base, FROM_CORPUS, tuned[shipped].omega)
-    tuned |= {seed: tuned_for(run, base, seed) for seed in run.recipe.seeds if seed != shipped}
+    tuned |= {seed: tuned_for(run, base_for(run, base, seed), seed) for seed in run.recipe.seeds if seed != shipped}
     settings = {"retrieval": tuned[shipped].retrieval.to_manifest(), "tuned_on": "held-out training rows"}
     manifest = {**described(run, base), "omega": tuned[shipped].omega, "left_out": left_out, **settings}
-    store.save(replace(base, manifest=manifest), folder)
+    store.save(base_for(run, replace(base, manifest=manifest), shipped), folder)
     build_index(folder)
     write_json(folder / "tuning.json", {str(seed): tuned[seed].report() for seed in run.recipe.seeds})
+
+
+def base_for(run: Run, base: KnowledgeBase, seed: int) -> KnowledgeBase:
+    """The same entries as the student of this seed finds them."""
+    if run.recipe.knowledge_base.keys == "teacher":
+        return base
+    return rekeyed(base, TorchBackend.load(run.folder / "students" / CORPUS / f"seed-{seed}"))
 
 
 def filled(run: Run) -> tuple[KnowledgeBase, dict[str, int]]:
@@ -195,6 +205,8 @@ def described(run: Run, base: KnowledgeBase) -> dict[str, Any]:
         "value_source": settings.values,
         "value_temperature": settings.value_temperature,
         "data": fingerprint(texts),
+        "keyed_by": "teacher",
+        "pair": run.task.pair,
     }
 
 

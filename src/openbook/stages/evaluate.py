@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from openbook.answers import Answers, Text, outputs_of
+from openbook.backends.pytorch import TorchBackend
 from openbook.checkpoint import read_json, write_json
 from openbook.console import track
 from openbook.courses import CORPUS, KD, LABELS, OPEN_BOOK, STUDENTS, TEACHER
@@ -25,6 +26,7 @@ from openbook.knowledge_base.search import search_of
 from openbook.metrics import agreement, paired_difference, score
 from openbook.models.encoder import load_finished
 from openbook.predictor import OpenBook, load
+from openbook.student_keys import is_by_student, rekeyed
 from openbook.types import Example, KnowledgeBase
 from openbook.workspace import Run
 
@@ -82,10 +84,12 @@ def all_outputs(run: Run) -> dict[str, list[NDArray[Any]]]:
     with track("reading the test split", len(STUDENTS) * len(run.recipe.seeds)) as advance:
         for name in STUDENTS:
             for seed in run.recipe.seeds:
-                answers = answers_of(load_finished(str(run.folder / "students" / name / f"seed-{seed}")), texts)
+                backend = TorchBackend.load(run.folder / "students" / name / f"seed-{seed}")
+                answers = answers_of(backend.encoder, texts)
                 outputs[name].append(outputs_of(answers, run.task.kind))
                 if name == CORPUS:
-                    outputs[OPEN_BOOK].append(with_book(answers, run.task.kind, base, tuned[str(seed)]))
+                    own = rekeyed(base, backend) if is_by_student(base) else base
+                    outputs[OPEN_BOOK].append(with_book(answers, run.task.kind, own, tuned[str(seed)]))
                 advance(sum(map(len, outputs.values())))
     return outputs
 

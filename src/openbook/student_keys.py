@@ -1,0 +1,46 @@
+"""Books that are found by their student's own embeddings, rather than by what its teacher makes of a text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from openbook.answers import Text
+from openbook.backends.base import Backend
+from openbook.checkpoint import fingerprint
+from openbook.config import UsageError
+from openbook.knowledge_base.search import normalise
+from openbook.types import KnowledgeBase
+
+STUDENT = "student"  # what a manifest says of such keys
+
+
+def is_by_student(base: KnowledgeBase) -> bool:
+    return bool(base.manifest.get("keyed_by") == STUDENT)
+
+
+def space(backend: Backend, otherwise: str) -> str:
+    """The key space of the books of these very weights; `otherwise` where they are not known."""
+    return otherwise if backend.weights is None else fingerprint([STUDENT, backend.weights])
+
+
+def rekeyed(base: KnowledgeBase, backend: Backend) -> KnowledgeBase:
+    """The same entries, found where this student itself puts their texts: a text that comes again finds its own entry.
+
+    Raises UsageError for a base that keeps no texts.
+    """
+    if not any(base.texts):
+        raise UsageError("the book keeps no texts that the student could read; build it with its texts")
+    keys = normalise(backend.run(backend.encode(rows_of(base))).embedding).astype(np.float32)
+    manifest = {**base.manifest, "keyed_by": STUDENT}
+    if "key_space" in manifest:
+        manifest["key_space"] = space(backend, manifest["key_space"])
+    return replace(base, keys=keys, basis=None, manifest=manifest)
+
+
+def rows_of(base: KnowledgeBase) -> list[Text]:
+    """Texts as the student reads them: a book of pairs keeps the two texts of each joined by a tab."""
+    pair = base.manifest.get("pair", all("\t" in text for text in base.texts))
+    parts = (text.partition("\t") for text in base.texts) if pair else ()
+    return [(first, second) for first, _, second in parts] if pair else list(base.texts)
