@@ -15,14 +15,16 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from openbook import cross_fit, keys
+from openbook.answers import probabilities_of
+from openbook.backends.pytorch import TorchBackend
 from openbook.checkpoint import building, read_json, write_json
 from openbook.config import KnowledgeBaseSettings, ProjectionSettings, Terms, UsageError
 from openbook.courses import CORPUS, Course, outline, reads_corpus, retrieves
 from openbook.distillation import losses
 from openbook.distillation.teachers import RecordedTeacher
-from openbook.answers import probabilities_of
 from openbook.inference import answers_of
 from openbook.knowledge_base import store
+from openbook.knowledge_base.search import normalise
 from openbook.lessons import (
     blank_student,
     check_lessons,
@@ -35,6 +37,7 @@ from openbook.lessons import (
     training_base,
 )
 from openbook.models.encoder import load_finished
+from openbook.predictor import OpenBook
 from openbook.readings import tokens_of
 from openbook.recipe import load_recipe
 from openbook.recordings import recordings
@@ -277,6 +280,26 @@ def test_the_book_that_is_built_says_what_it_is(attend: Callable[..., Run], over
     omegas = {cell["omega"] for cell in tuned["1"]["table"]}
     assert omegas == ({0, 0.25, 0.5, 1} if overrides else {1})
     assert {cell["omega"] for cell in tuned["0"]["table"]} == {1}  # the book is settled by the student that ships
+
+
+def test_a_book_by_student_is_found_by_the_student_that_ships(attend: Callable[..., Run]) -> None:
+    run = attend("knowledge_base.keys=student")
+    for seed in run.recipe.seeds:
+        blank_student(run, seed).save(folder_of(run, CORPUS, seed), run.tokenizer)
+    shutil.copytree(folder_of(run, CORPUS, 1), run.folder / "student")
+    write_json(run.folder / "student" / "selection.json", {"seed": 1})
+    with building(run.folder / "knowledge_base", build_kb.inputs(run)) as folder:
+        build_kb.build(run, folder)
+    book = OpenBook.from_pretrained(run.folder)
+    assert book.base is not None
+    assert book.base.manifest["key_space"] != key_space(run)
+    for text in book.base.texts[:3]:
+        assert book.explain(text).evidence.neighbours[0].text == text
+    base = build_kb.filled(run)[0]
+    other = build_kb.base_for(run, base, 0)
+    own = OpenBook(TorchBackend.load(folder_of(run, CORPUS, 0)))
+    np.testing.assert_allclose(other.keys, normalise(own.read(list(base.texts)).embedding), atol=1e-6)
+    assert np.abs(other.keys - book.base.keys).max() > 0.1
 
 
 # Teachers that never saw a row
