@@ -16,12 +16,12 @@ import yaml
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 from typer.testing import CliRunner
 
+from openbook.answers import outputs_of
 from openbook.cli import app
 from openbook.config import Optim, Recipe, Settings, StudentSettings, TaskSettings
 from openbook.data.batches import tokenise
 from openbook.data.tasks import TaskData, describe_task
 from openbook.grid import load_grid
-from openbook.answers import outputs_of
 from openbook.inference import answers_of
 from openbook.knowledge_base import store
 from openbook.metrics import kl_to_teacher

@@ -19,7 +19,8 @@ from rich.console import Console
 
 from openbook import plots
 from openbook.findings import comparison, points
-from openbook.report import Report, console_table, html, markdown, model_card, verdicts
+from openbook.provenance import Ingredient
+from openbook.report import Report, Shipped, console_table, html, markdown, model_card, verdicts
 
 EVIL = "<script>alert('|`*_[x](y)&amp;')</script> | a || b\n# not a heading $x$"
 SHOWN = " ".join(EVIL.split())
@@ -366,6 +367,64 @@ def test_the_card_sums_up_the_training() -> None:
     card = model_card(replace(report_of(), recipe=yaml.safe_dump(recipe, sort_keys=False)))
     assert "- student: 3 layers of width 128 with 4 attention heads" in card
     assert "- first, on the corpus: 3 epochs, learning rate 0.001, losses: soft labels, hidden\n" in card
+
+
+def test_no_local_place_gets_into_the_card() -> None:
+    files = {"kind": "file", "path": "/home/ann/private/train.csv"}
+    recipe = {"task": {"train": files, "max_length": 40}, "teacher": {"model": "/home/ann/models/big"}}
+    hub = {**recipe, "task": {"train": {"kind": "hub", "dataset": "/home/ann/sets/mine"}}}
+    environment = {"platform": "Linux of ann", "torch": "2"}
+    for one in (recipe, hub):
+        report = replace(report_of(), recipe=yaml.safe_dump(one), environment=environment)
+        card = model_card(replace(report, teacher_model="/home/ann/models/big"))
+        assert "ann" not in card
+        assert "distilled from big with" in card
+    assert front_matter(card)["datasets"] == ["mine"]
+    assert "path: train.csv" in model_card(replace(report_of(), recipe=yaml.safe_dump(recipe)))
+
+
+def test_the_card_says_when_not_to_use_the_student() -> None:
+    recipe = yaml.safe_dump({"task": {"name": "trec", "max_length": 40}, "corpus": {"language": "de", "sources": []}})
+    card = model_card(replace(report_of("trec"), recipe=recipe))
+    asked = card.split("## When not to use it")[1].split("##")[0]
+    for told in ("one of its labels to every text", "prepared as “de”", "reads 40 word-pieces", "were not calibrated"):
+        assert told in asked
+    assert "of the family “question”" in card
+    without = model_card(replace(report_of("trec"), recipe=recipe, corpus={}))
+    assert "languages" not in without
+
+
+def test_the_card_of_a_pair_task_shows_pairs() -> None:
+    card = model_card(replace(report_of("rte"), recipe=yaml.safe_dump({"task": {"name": "rte"}})))
+    assert "gives a pair of texts one of the 2 labels of the task rte" in card
+    assert 'classify({"text": "a text", "text_pair": "another"})' in card
+    assert 'model.predict(("a text", "another"))' in card
+
+
+def test_the_card_of_a_packed_folder_names_it_and_claims_only_what_is_there() -> None:
+    export = {"parity": {"rows": 99, "onnx": {"largest_difference": 3e-7}}, "timing": {"onnx": {"batch 1": 0.5}}}
+    files = {"student/onnx/model.onnx": 5_000_000, "knowledge_base/data/keys.npy": 2_000_000}
+    book = {"M": 1234, "d": 8, "form": "sq8", "retrieval": {"beta": 1.0}}
+    parts = (Ingredient("teacher", "org/x_y", "mit"),)
+    shipped = Shipped("my model_1", ("onnx",), "onnx", export, book, True, 1, "mit", parts, files)
+    card = model_card(report_of(), shipped)
+    assert front_matter(card)["license"] == "mit"
+    assert front_matter(card)["model-index"][0]["name"] == "my model_1"
+    assert front_matter(card)["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.86
+    code = [token.content for token in parsed(card.split("---\n", maxsplit=2)[2]) if token.type == "fence"]
+    assert 'from_pretrained("my-model_1")' in code[1]
+    assert "openbook serve --model my-model_1 --backend onnx\n" in code[2]
+    assert "compared with torch on 99 real rows" in card
+    assert "There are no torch weights in it" in card
+    assert "1,234 of them, word for word" in card
+    assert "stored as sq8; closed, since it did not help" in card
+    assert "`knowledge_base/`: the book, 2.0 MB" in card
+    assert "- teacher: org/x\\_y; licence: mit" in card
+    plain = model_card(report_of(), Shipped("m"))
+    assert "license" not in front_matter(plain)
+    assert "onnx" not in plain
+    assert "stores" not in plain.split("## Limits")[0]
+    assert "`student/`: configuration and tokenizer" in plain
 
 
 # Other tasks, and parts that are not there

@@ -1,4 +1,4 @@
-"""The command line: one command per stage, plus run, predict, init, tasks and env. Parses, calls, prints the result."""
+"""The command line: one command per stage, plus run, init, tasks and env; others in modules beside this one."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads cost small models a factor of ten
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Column, Table
 
-from openbook import bench_commands, book_commands
+from openbook import bench_commands, book_commands, export_commands, package_commands, predict_commands, serve_commands
 from openbook.config import RunError, UsageError
 from openbook.console import console
 
@@ -196,66 +194,11 @@ def experiment(
     console.print(f"results: {kept}\npage:    {target}", markup=False)
 
 
-@app.command()
-def predict(
-    texts: Annotated[
-        list[str] | None, typer.Argument(help="Texts to predict; read from standard input if absent.")
-    ] = None,
-    model: Model = Path("runs/quickstart"),
-    pair: Annotated[bool, typer.Option("--pair", help="Each text is two, separated by a tab.")] = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Show the neighbours behind every answer.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
-    backend: book_commands.Engine = None,
-    threads: book_commands.Threads = None,
-) -> None:
-    """Predict texts with a student and its knowledge base."""
-    from openbook.predictor import OpenBook
-
-    lines = list(texts or (line.rstrip("\n") for line in sys.stdin))
-    rows = [as_pair(line, place) for place, line in enumerate(lines)] if pair else lines
-    book = OpenBook.from_pretrained(model, backend, threads)
-    for line, record in zip(lines, predictions(book, rows, explain), strict=True):
-        if as_json:
-            typer.echo(json.dumps({"text": line, **record}, ensure_ascii=False))
-        else:
-            show_prediction(line, record)
-
-
-def as_pair(line: str, place: int) -> tuple[str, str]:
-    first, tab, second = line.partition("\t")
-    if not tab:
-        raise UsageError(f"text {place} is {line!r}: with --pair give two texts separated by a tab")
-    return first, second
-
-
-def predictions(book: Any, rows: list[Any], explain: bool) -> list[dict[str, Any]]:
-    answers, chances = book.predict(rows), book.predict_proba(rows)
-    records = [
-        {"prediction": answer, "probability": None if book.labels is None else float(chance.max())}
-        for answer, chance in zip(answers, chances, strict=True)
-    ]
-    if explain:
-        for record, told in zip(records, book.explain(rows), strict=True):
-            record["alone"] = told.alone
-            record["neighbours"] = [
-                {"id": n.id, "text": n.text, "similarity": round(n.similarity, 4), "weight": round(n.weight, 4),
-                 "contribution": round(n.contribution, 4)}
-                for n in told.evidence.neighbours
-            ]  # fmt: skip
-    return records
-
-
-def show_prediction(line: str, record: dict[str, Any]) -> None:
-    chance = "" if record["probability"] is None else f"{record['probability']:.2f}"
-    answer = record["prediction"]
-    typer.echo(f"{answer if isinstance(answer, str) else round(answer, 3)}\t{chance}\t{line}")
-    for neighbour in record.get("neighbours", ()):
-        console.print(
-            f"    {neighbour['weight']:.2f}  similarity {neighbour['similarity']:.2f}  {neighbour['text']}",
-            markup=False,
-        )
-
-
+app.command()(predict_commands.predict)
+app.command()(export_commands.export)
+app.command()(package_commands.package)
+app.command()(package_commands.verify)
+app.command()(serve_commands.serve)
 app.command()(book_commands.remember)
 app.command()(book_commands.forget)
 app.command()(book_commands.book)

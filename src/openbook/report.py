@@ -28,7 +28,7 @@ from openbook.findings import (
     verdicts,
 )
 from openbook.markdown import Columns, environment
-from openbook.provenance import Ingredient, place_name, without_places
+from openbook.provenance import Ingredient, place_name, task_of, without_places
 
 __all__ = ["Report", "Shipped", "console_table", "html", "markdown", "model_card", "verdicts"]
 
@@ -64,6 +64,14 @@ BANK_FACTS = {
     "kept": "sentences searched",
 }
 ENGINES = {"torch": "model.safetensors", "onnx": "onnx/model.onnx", "onnx-int8": "onnx/model_qint8.onnx"}
+INPUTS = {
+    False: {"transformers": '"a text"', "openbook": '"a text"', "command": '"a text"'},
+    True: {
+        "transformers": '{"text": "a text", "text_pair": "another"}',
+        "openbook": '("a text", "another")',
+        "command": "--pair $'a text\\tanother'",
+    },
+}  # whether it reads pairs -> how a text is given
 VERSIONS = ("python", "openbook", "torch", "transformers")  # that a stranger may need
 HUB_METRICS = {"pearson": "pearsonr"}  # where the Hub's name is not ours
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -82,7 +90,7 @@ class Shipped:
     seed: int | None = None  # of these weights
     licence: str | None = None
     ingredients: tuple[Ingredient, ...] = ()
-    files: tuple[tuple[str, int], ...] = ()  # with their bytes
+    files: Mapping[str, int] = field(default_factory=dict)  # with their bytes
 
 
 def console_table(report: Report) -> Table:
@@ -113,22 +121,26 @@ def model_card(report: Report, shipped: Shipped | None = None) -> str:
     Without `shipped` it is about a run's own folder. No local path of the recipe appears in it.
     """
     recipe = without_places(yaml.safe_load(report.recipe) or {})
+    task = recipe.get("task") or {}
+    known = task_of(task)
     front_matter = yaml.safe_dump(_front_matter(report, shipped), sort_keys=False, allow_unicode=True)
     context = _context(report) | {
         "front_matter": Markup(front_matter),  # YAML, not Markdown
         "shipped": shipped,
-        "place": shipped.name if shipped else f"runs/{report.run}",
+        "place": Markup(re.sub(r"[^\w.+-]+", "-", shipped.name)) if shipped else f"runs/{report.run}",
         "teacher": place_name(report.teacher_model),
         "small": millions(report.student["parameters"]),
+        "what": "a pair of texts" if known and known.text_pair else "a text",
+        "family": known.family if known else "",
+        "input": {name: Markup(code) for name, code in INPUTS[bool(known and known.text_pair)].items()},
         "score": _shipped_score(report, shipped),
         "engines": _engines(shipped) if shipped else {},
-        "files": {"file": [name for name, _ in shipped.files], "MB": [megabytes(size) for _, size in shipped.files]}
+        "book_size": megabytes(sum(size for name, size in shipped.files.items() if name.startswith("knowledge_base/")))
         if shipped
-        else {},
-        "ingredients": _ingredients(shipped) if shipped else {},
+        else "",
         "versions": {name: one for name, one in report.environment.items() if name in VERSIONS},
         "language": (recipe.get("corpus") or {}).get("language") if report.corpus else None,
-        "max_length": (recipe.get("task") or {}).get("max_length"),
+        "max_length": task.get("max_length"),
         "public_recipe": yaml.safe_dump(_told(recipe), sort_keys=False, allow_unicode=True),
     }
     context["lessons"] = {**context["lessons"], "teacher": place_name(report.teacher_model)}
@@ -146,11 +158,10 @@ def _shipped_score(report: Report, shipped: Shipped | None) -> float | None:
 def _engines(shipped: Shipped) -> Columns:
     """What the student can be run by: file, distance from torch, and speed where it was exported."""
     parity, timing = shipped.export.get("parity", {}), shipped.export.get("timing", {})
-    sizes = dict(shipped.files)
     columns = {
         "engine": list(shipped.engines),
         "file": [f"student/{ENGINES[name]}" for name in shipped.engines],
-        "MB": [megabytes(sizes[f"student/{ENGINES[name]}"]) for name in shipped.engines],
+        "MB": [megabytes(shipped.files[f"student/{ENGINES[name]}"]) for name in shipped.engines],
         "against torch": [_nearness(parity.get(name, {})) for name in shipped.engines],
     }
     for shape in timing.get("torch", {}):
@@ -162,14 +173,6 @@ def _nearness(found: Mapping[str, Any]) -> str:
     if "largest_difference" in found:
         return f"equal within {found['largest_difference']:.0e}"
     return f"agreement {percent(found['agreement'])}" if "agreement" in found else NOTHING
-
-
-def _ingredients(shipped: Shipped) -> Columns:
-    return {
-        "role": [one.role for one in shipped.ingredients],
-        "what": [one.name for one in shipped.ingredients],
-        "licence": [one.licence for one in shipped.ingredients],
-    }
 
 
 def _told(recipe: Any) -> Any:

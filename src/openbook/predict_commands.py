@@ -1,0 +1,102 @@
+"""The command that predicts: texts from the command line or standard input, or the rows of a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from openbook.book_commands import Engine, Model, Threads
+from openbook.config import UsageError
+from openbook.console import console
+
+
+def predict(
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts to predict; read from standard input if absent.")
+    ] = None,
+    model: Model = Path("runs/quickstart"),
+    pair: Annotated[bool, typer.Option("--pair", help="Each text is two, separated by a tab.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Show the neighbours behind every answer.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    backend: Engine = None,
+    threads: Threads = None,
+    input_: Annotated[
+        Path | None, typer.Option("--input", help="Rows to predict: CSV, TSV, JSONL or Parquet, also .gz. Of any size.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="With --input: CSV, JSONL or Parquet. Resumes if it was killed."),
+    ] = None,
+    text: Annotated[str, typer.Option("--text", help="The column of --input that holds the texts.")] = "text",
+    text_pair: Annotated[str | None, typer.Option("--text-pair", help="The column of second texts, of pairs.")] = None,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Add a column for each class.")] = False,
+    prefix: Annotated[str, typer.Option("--prefix", help="Of the columns that are added.")] = "",
+    quoting: Annotated[bool, typer.Option("--quoting/--no-quoting", help="Quotes group fields in CSV and TSV.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace a finished --output.")] = False,
+) -> None:
+    """Predict texts, or the rows of a file, with a student and its knowledge base."""
+    if (input_ is None) != (output is None):
+        raise UsageError(f"--input is {input_} and --output is {output}; give both or neither")
+    if input_ is not None and output is not None:
+        from openbook.batch_commands import predict_rows
+        from openbook.batch_prediction import Job
+
+        if texts or pair or as_json:
+            raise UsageError("--input names a file of rows; leave out texts, --pair (use --text-pair) and --json")
+        job = Job(input_, output, text, text_pair, probabilities, explain, prefix, quoting)
+        return predict_rows(model, job, backend, threads, force)
+    predict_texts(texts, model, pair, explain, as_json, backend, threads)
+
+
+def predict_texts(
+    texts: list[str] | None, model: Path, pair: bool, explain: bool, as_json: bool, backend: Engine, threads: Threads
+) -> None:
+    from openbook.predictor import OpenBook
+
+    lines = list(texts or (line.rstrip("\n") for line in sys.stdin))
+    rows = [as_pair(line, place) for place, line in enumerate(lines)] if pair else lines
+    book = OpenBook.from_pretrained(model, backend, threads)
+    for line, record in zip(lines, predictions(book, rows, explain), strict=True):
+        if as_json:
+            typer.echo(json.dumps({"text": line, **record}, ensure_ascii=False))
+        else:
+            show_prediction(line, record)
+
+
+def as_pair(line: str, place: int) -> tuple[str, str]:
+    first, tab, second = line.partition("\t")
+    if not tab:
+        raise UsageError(f"text {place} is {line!r}: with --pair give two texts separated by a tab")
+    return first, second
+
+
+def predictions(book: Any, rows: list[Any], explain: bool) -> list[dict[str, Any]]:
+    answers, chances = book.predict(rows), book.predict_proba(rows)
+    records = [
+        {"prediction": answer, "probability": None if book.labels is None else float(chance.max())}
+        for answer, chance in zip(answers, chances, strict=True)
+    ]
+    if explain:
+        for record, told in zip(records, book.explain(rows), strict=True):
+            record["alone"] = told.alone
+            record["neighbours"] = [
+                {"id": n.id, "text": n.text, "similarity": round(n.similarity, 4), "weight": round(n.weight, 4),
+                 "contribution": round(n.contribution, 4)}
+                for n in told.evidence.neighbours
+            ]  # fmt: skip
+    return records
+
+
+def show_prediction(line: str, record: dict[str, Any]) -> None:
+    chance = "" if record["probability"] is None else f"{record['probability']:.2f}"
+    answer = record["prediction"]
+    typer.echo(f"{answer if isinstance(answer, str) else round(answer, 3)}\t{chance}\t{line}")
+    for neighbour in record.get("neighbours", ()):
+        console.print(
+            f"    {neighbour['weight']:.2f}  similarity {neighbour['similarity']:.2f}  {neighbour['text']}",
+            markup=False,
+        )
