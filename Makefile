@@ -24,7 +24,7 @@ demo: $(READY) ## the quick start: from a pretrained teacher to a small student 
 	$(BIN)/openbook run recipes/quickstart.yaml
 
 test: $(READY) ## the default test suite: offline, under five minutes on two cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(READY) ## whole runs that are killed or fail again and again: two minutes more
 	$(BIN)/python -m pytest -m slow

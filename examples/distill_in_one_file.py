@@ -13,13 +13,14 @@ from tempfile import TemporaryDirectory
 from accelerate import Accelerator
 from torch import Tensor
 
+from openbook.answers import outputs_of
 from openbook.config import Optim, StudentSettings, TaskSettings
 from openbook.console import console
 from openbook.data.batches import BatchPlan, ordered, tokenise
 from openbook.data.tasks import TaskData, load_task
 from openbook.distillation import losses
 from openbook.distillation.teachers import LiveTeacher, RecordedTeacher, record
-from openbook.inference import answers_of, outputs_of
+from openbook.inference import answers_of
 from openbook.metrics import agreement, score
 from openbook.models.encoder import Encoder, Head, load_finished
 from openbook.models.student import load_tokenizer, new_student, start_from_word_embeddings

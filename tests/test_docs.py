@@ -70,8 +70,8 @@ WRITTEN = {f"recipes/{Path(words[2]).stem}.yaml" for _, words in OPENBOOK if wor
 
 
 def test_all_pages_are_looked_at() -> None:
-    names = ["cli", "decisions", "experiments", "how-it-works", "open-book", "quickstart", "recipe"]
-    names += ["report", "task-agnostic-recipe", "task-agnostic", "textbook", "your-own-data"]
+    names = ["cli", "decisions", "experiments", "export", "how-it-works", "open-book", "quickstart", "recipe"]
+    names += ["report", "serving", "shipping", "task-agnostic-recipe", "task-agnostic", "textbook", "your-own-data"]
     assert [page.stem for page in PAGES[3:]] == names
     assert len(OPENBOOK) >= 14
     assert len(MENTIONED) >= 20

@@ -42,7 +42,21 @@ def test_what_only_training_needs_is_an_extra() -> None:
     assert not names_of(extras["train"]) & names_of(extras[""])
 
 
-@pytest.mark.parametrize("name", ["cli", "predictor", "backends.onnx", "book_commands", "checkpoint"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cli",
+        "predictor",
+        "backends.onnx",
+        "book_commands",
+        "predict_commands",
+        "batch_prediction",
+        "verification",
+        "package_commands",
+        "serve_commands",
+        "server.launch",
+    ],
+)
 def test_it_imports_what_predicts(name: str) -> None:
     done = light(f"import openbook.{name}")
     assert done.returncode == 0, done.stderr

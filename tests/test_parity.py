@@ -232,6 +232,25 @@ def test_scores_must_correlate_and_stay_near() -> None:
     assert closeness(wanted, same, "regression")["agreement"] == 0
 
 
+@pytest.mark.parametrize(("shift", "told"), [(0.05, None), (0.15, "mean shift is 0.1500, and at most 0.1 is")])
+def test_scores_are_measured_in_standard_deviations(shift: float, told: str | None) -> None:
+    deviation = np.concatenate([answers_of([row]).logits[:, :1] for row in MANY]).std()
+
+    def scores(move: float) -> Callable[[Sequence[Encoded]], Answers]:
+        def run(rows: Sequence[Encoded]) -> Answers:
+            said = answers_of(rows)
+            return Answers(said.logits[:, :1] + move * deviation, said.embedding, said.labels)
+
+        return run
+
+    arguments = ("int8", scores(0), scores(shift), list(in_cases(MANY, 32)), [], "regression", 0.98)
+    if told is None:
+        assert prove_close(*arguments)["mean_shift"] == pytest.approx(0.05, rel=1e-3)
+        return
+    with pytest.raises(RunError, match=told):
+        prove_close(*arguments)
+
+
 def test_cosines_are_of_rows_and_zero_equals_zero_only() -> None:
     one, two = np.array([[1.0, 0], [1, 1], [0, 0], [0, 0]]), np.array([[2.0, 0], [1, -1], [0, 0], [1, 0]])
     assert cosines(one, two).tolist() == [1, 0, 1, 0]

@@ -7,6 +7,9 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads cost small models a factor of ten
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import importlib.metadata
+import platform
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +21,7 @@ from openbook.config import RunError, UsageError
 from openbook.console import console
 
 TRAINING = {"torch", "transformers", "accelerate", "datasets", "numba", "scipy", "sentencex", "jinja2", "matplotlib"}
+VERSIONED = ("openbook", "torch", "transformers", "accelerate", "numpy", "tokenizers", "onnxruntime")  # in `env`
 
 app = typer.Typer(
     help="Compress a large text encoder into a small, fast one: the right textbook, then the exam with the book open.",
@@ -247,15 +251,24 @@ app.add_typer(bench_commands.bench, name="bench")
 @app.command()
 def env() -> None:
     """Print versions to paste into a bug report."""
-    import torch
+    facts = {"python": platform.python_version(), **{name: version_of(name) for name in VERSIONED}}
+    facts |= {"platform": platform.platform(), "cores": str(os.cpu_count())}
+    if find_spec("torch") is not None:
+        import torch
 
-    from openbook.stages.write_report import environment
-    from openbook.training import has_bf16
+        from openbook.training import has_bf16
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    facts = {**environment(), "device": device.type, "bf16": has_bf16(device), "cores": os.cpu_count()}
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        facts |= {"device": device.type, "bf16": str(has_bf16(device))}
     for name, value in facts.items():
         console.print(f"{name}: {value}", markup=False)
+
+
+def version_of(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def main() -> None:

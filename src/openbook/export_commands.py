@@ -83,4 +83,4 @@ def nearness(found: dict[str, float] | None) -> str:
         return ""
     if "largest_difference" in found:
         return f"within {found['largest_difference']:.1g}"
-    return f"agrees on {100 * found['agreement']:.1f} %, cosine {found['mean_cosine']:.4f}"
+    return f"agreement {found['agreement']:.3f}, cosine {found['mean_cosine']:.4f}"

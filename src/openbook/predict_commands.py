@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from openbook.book_commands import Engine, Model, Threads
 from openbook.config import UsageError
 from openbook.console import console
+
+if TYPE_CHECKING:
+    from openbook.batch_prediction import Job, Tally
 
 
 def predict(
@@ -42,7 +45,6 @@ def predict(
     if (input_ is None) != (output is None):
         raise UsageError(f"--input is {input_} and --output is {output}; give both or neither")
     if input_ is not None and output is not None:
-        from openbook.batch_commands import predict_rows
         from openbook.batch_prediction import Job
 
         if texts or pair or as_json:
@@ -50,6 +52,27 @@ def predict(
         job = Job(input_, output, text, text_pair, probabilities, explain, prefix, quoting)
         return predict_rows(model, job, backend, threads, force)
     predict_texts(texts, model, pair, explain, as_json, backend, threads)
+
+
+def predict_rows(model: Path, job: Job, backend: Engine, threads: Threads, force: bool) -> None:
+    """Answer the rows of a file, and say how far it is and what came of it."""
+    from openbook.batch_prediction import predict_file, prepared, rejected_file
+    from openbook.predictor import OpenBook
+
+    records = prepared(job, force)
+    book = OpenBook.from_pretrained(model, backend, threads)
+    with console.status(f"reading {job.input}") as status:
+        tally = predict_file(book, model, job, records, force, lambda done: status.update(so_far(done)))
+    console.print(f"{job.output}: {so_far(tally)}", markup=False)
+    if tally.rejected:
+        console.print(f"rejected rows, each with its reason: {rejected_file(job.output)}", markup=False)
+
+
+def so_far(tally: Tally) -> str:
+    parts = [f"{tally.rows:,} rows", f"{tally.rows_per_second:,.0f} a second"]
+    parts += [f"{100 * tally.share:.0f} % of the file"] if tally.share < 1 else []
+    parts += [f"{tally.truncated:,} cut to what the model reads"] if tally.truncated else []
+    return ", ".join(parts + ([f"{tally.rejected:,} rejected"] if tally.rejected else []))
 
 
 def predict_texts(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from openbook.backends.base import BackendName
+from openbook.book_commands import Engine, Threads
 from openbook.config import UsageError
 
 KEY = "OPENBOOK_API_KEY"
@@ -18,10 +18,8 @@ def serve(
     model: Annotated[Path, typer.Option("--model", help="A run folder, such as runs/quickstart.")] = Path(
         "runs/quickstart"
     ),
-    backend: Annotated[BackendName, typer.Option("--backend", help="What runs the student.")] = "torch",
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Of the engine; its own choice if absent.")
-    ] = None,
+    backend: Engine = None,
+    threads: Threads = None,
     host: Annotated[str, typer.Option("--host", help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
     max_body: Annotated[int, typer.Option("--max-body", help="Bytes of a request.")] = 1 << 20,

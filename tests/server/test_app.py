@@ -254,7 +254,8 @@ def test_what_breaks_inside_is_not_told_and_the_server_goes_on(
             assert (told.status_code, told.json()["error"]) == (500, "failed")
             assert "secret" not in told.text
             assert told.json()["request_id"] == told.headers["x-request-id"]
-    assert "/secret/folder" in caplog.text
+            logged = next(line for line in lines_of(caplog) if line.get("id") == told.headers["x-request-id"])
+            assert "/secret/folder" in logged["error"]
     monkeypatch.setattr(StandIn, "answer", answer)
     assert client.post("/predict", json={"texts": ["a"]}).status_code == 200
 

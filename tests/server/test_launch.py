@@ -236,12 +236,20 @@ def test_the_work_of_clients_that_hang_up_is_dropped(started: Start) -> None:
     assert figure(server, "openbook_requests_in_flight") == 0
 
 
-def test_all_that_a_server_says_is_json(started: Start) -> None:
+def test_open_connections_are_told_of_the_end_and_all_that_is_logged_is_json(started: Start) -> None:
     server = started()
     garbage = socket.create_connection(server.address)
     garbage.sendall(b"\x16\x03\x01 this is no HTTP\r\n\r\n")
     assert b"400" in read_all(garbage)
-    assert server.stop() == 0
+    idle = http.client.HTTPConnection(*server.address, timeout=10)
+    idle.request("GET", "/health")
+    assert idle.getresponse().read()
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)  # what is on its way over an open connection is not cut off at once
+    idle.request("POST", "/predict", BODY, JSON)
+    assert idle.getresponse().status in (200, 503)
+    assert server.process.wait(20) == 0
+    server.reader.join(5)
     events = [json.loads(line)["event"] for line in server.lines]
     assert events[0] == "listening"
     assert events[-1] == "stopped"

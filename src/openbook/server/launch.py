@@ -22,7 +22,7 @@ from openbook.server.telemetry import JsonLines, log
 
 KEEP_ALIVE = 75  # seconds a connection may be idle: longer than the usual proxies keep theirs
 FLUSH = 1  # seconds for replies that are written to reach their clients
-LINGER = 0.5  # seconds after SIGTERM in which what is on the way over an open connection is told 503, not cut off
+LINGER = 1.0  # seconds after SIGTERM in which what is on the way over an open connection is told 503, not cut off
 
 
 class Patient(H11Protocol):
