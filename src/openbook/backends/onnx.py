@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tokenizers import Tokenizer
 
 from openbook.answers import Answers, Encoded, Text
 from openbook.backends.base import BackendName, Pieces, about, in_batches, longest_input
-from openbook.checkpoint import digest_file
+from openbook.checkpoint import digest_file, finish_renaming
 from openbook.config import UsageError
 
 EXPORT, RECORD = "onnx", "export.json"  # folder inside a student's, and what is known of its files
@@ -69,6 +70,8 @@ def checked(folder: Path, name: BackendName) -> Path:
     """The graph of this name. Raises UsageError where it cannot be what was exported from these weights."""
     exported, weights = folder / EXPORT, folder / "model.safetensors"
     graph = exported / FILES[name]
+    with suppress(OSError):  # a folder that cannot be written to
+        finish_renaming(exported)
     if not graph.is_file() or not (exported / RECORD).is_file():
         raise UsageError(f"{graph} is not there; `openbook export --model {folder.parent}` writes it")
     record = read(exported / RECORD)
