@@ -46,7 +46,7 @@ from openbook.stages.distill import folder_of
 from openbook.types import Batch, Example, Passage
 from openbook.workspace import Run
 
-BOTH = "knowledge_base.texts=both"
+BOTH, TEACHERS = "knowledge_base.texts=both", "knowledge_base.keys=teacher"
 WORDS = ("film", "song", "plot", "meal", "play")
 
 
@@ -255,7 +255,9 @@ def test_a_book_of_the_corpus_makes_the_corpus_and_its_answers_needed(attend: Ca
     assert [(one.texts, one.exact) for one in recordings(attend(*alone, BOTH))] == [("corpus", True), ("task", True)]
 
 
-@pytest.mark.parametrize("overrides", [(), (BOTH, "knowledge_base.mode=bucket", "knowledge_base.skip=safe")])
+@pytest.mark.parametrize(
+    "overrides", [(TEACHERS,), (BOTH, TEACHERS, "knowledge_base.mode=bucket", "knowledge_base.skip=safe")]
+)
 def test_the_book_that_is_built_says_what_it_is(attend: Callable[..., Run], overrides: tuple[str, ...]) -> None:
     run = attend(*overrides)
     for seed in run.recipe.seeds:
@@ -276,9 +278,9 @@ def test_the_book_that_is_built_says_what_it_is(attend: Callable[..., Run], over
     counted = {name: base.origins.count(name) for name in {*base.origins}} or {"train": len(base.ids)}
     assert manifest["origins"] == counted
     assert counted["train"] == len(run.task.train)
-    assert {*manifest["left_out"]} == ({"evaluation_text", "training_text"} if overrides else set())
+    assert {*manifest["left_out"]} == ({"evaluation_text", "training_text"} if BOTH in overrides else set())
     omegas = {cell["omega"] for cell in tuned["1"]["table"]}
-    assert omegas == ({0, 0.25, 0.5, 1} if overrides else {1})
+    assert omegas == ({0, 0.25, 0.5, 1} if BOTH in overrides else {1})
     assert {cell["omega"] for cell in tuned["0"]["table"]} == {1}  # the book is settled by the student that ships
 
 

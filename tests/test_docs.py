@@ -26,6 +26,7 @@ from openbook.inference import answers_of
 from openbook.knowledge_base import store
 from openbook.metrics import kl_to_teacher
 from openbook.models.encoder import load_finished
+from openbook.predictor import OpenBook
 from openbook.recipe import load_recipe, validate_recipe
 from openbook.types import Example, KnowledgeBase
 
@@ -176,6 +177,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
         },
     )
     store.save(base, run / "knowledge_base")
+    OpenBook.from_pretrained(run).rekey()
     return run.parents[1]
 
 

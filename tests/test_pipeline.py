@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from openbook import pipeline
+from openbook import book_commands, pipeline
 from openbook.checkpoint import open_artifact, read_json
 from openbook.config import RunError, UsageError
 from openbook.pipeline import STAGES, execute, plan
@@ -143,11 +143,14 @@ def test_a_long_text_is_cut_as_it_was_in_training(finished: Path) -> None:
 def test_the_student_and_its_book_know_each_other(finished: Path, copy: Path) -> None:
     book = OpenBook.from_pretrained(finished)
     assert book.base is not None
-    assert book.key_space == book.base.manifest["key_space"]
-    config = copy / "student" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "key_space": "of another teacher"}))
-    with pytest.raises(UsageError, match="key_space of the knowledge base"):
+    for text in book.base.texts[:3]:
+        assert book.explain(text).evidence.neighbours[0].similarity == pytest.approx(1)
+    other = next(path for path in (copy / "students" / "student-labels").rglob("model.safetensors"))
+    shutil.copy(other, copy / "student" / "model.safetensors")
+    with pytest.raises(UsageError, match="the student's weights are others.*--keys student"):
         OpenBook.from_pretrained(copy)
+    book_commands.rewrite(copy, copy / "knowledge_base", False, None, "student")
+    assert OpenBook.from_pretrained(copy).base is not None
 
 
 def test_a_second_run_skips_everything(world: Path, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

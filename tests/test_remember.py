@@ -117,7 +117,7 @@ def test_a_book_of_one_students_keys_is_refused_by_another(run: Path, tokenizer:
     OpenBook.from_pretrained(run).rekey()
     OpenBook.from_pretrained(run)
     encoder(tokenizer, 16, 5).save(run / "student", tokenizer)
-    with pytest.raises(UsageError, match="key_space"):
+    with pytest.raises(UsageError, match="weights are others now"):
         OpenBook.from_pretrained(run)
 
 

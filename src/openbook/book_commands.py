@@ -11,7 +11,7 @@ from rich.table import Table
 from openbook.backends.base import BackendName
 from openbook.config import UsageError
 from openbook.console import console
-from openbook.student_keys import STUDENT
+from openbook.student_keys import STUDENT, rekeyed
 
 Model = Annotated[Path, typer.Option("--model", help="A run folder, such as runs/quickstart.")]
 Texts = Annotated[list[str] | None, typer.Argument(help="Texts; or give --file.")]
@@ -97,7 +97,7 @@ def book(
 
 
 def rewrite(model: Path, folder: Path, compact: bool, form: str | None, keys: str | None) -> None:
-    from openbook.knowledge_base import editing
+    from openbook.knowledge_base import editing, store
     from openbook.knowledge_base.shelf import build_index
 
     if form is not None and not compact:
@@ -105,7 +105,10 @@ def rewrite(model: Path, folder: Path, compact: bool, form: str | None, keys: st
     if keys not in (None, STUDENT):
         raise UsageError(f"--keys {keys}: a book can be changed to the keys of its student alone; give {STUDENT}")
     if keys is not None:
-        told(opened(model).rekey(), "found by its student from now on")
+        from openbook.predictor import load, usual_backend  # a book that does not fit its student can be mended so
+
+        backend = load(model / "student", usual_backend(model / "student"))
+        told(editing.rekey(folder, rekeyed(store.load(folder), backend)), "found by its student from now on")
     if compact:
         told(editing.compact(folder, form), "compacted")
     if compact or keys is not None:

@@ -401,9 +401,9 @@ class KnowledgeBaseSettings(Settings):
 
     projection: ProjectionSettings = ProjectionSettings()
     keys: Literal["teacher", "student"] = Field(
-        "teacher",
-        description="whose embedding of a text its entry is found by: the teacher's, mapped to the student's width, as"
-        " in the paper; or the shipped student's own, so that what is remembered later is found",
+        "student",
+        description="whose embedding of a text its entry is found by: the shipped student's own, so that a text that"
+        " comes again finds its entry; or the teacher's, mapped to the student's width, as in the paper",
     )
     texts: Literal["task", "corpus", "both"] = Field("task", description="whose texts: the training rows, the corpus")
     corpus_min_confidence: Annotated[float, Field(ge=0, lt=1)] = Field(

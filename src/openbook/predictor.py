@@ -65,10 +65,14 @@ class OpenBook:
         book = None if self.shelf is None else self.shelf.book()
         if book is not None and book is not self._checked:
             manifest = book.base.manifest
-            wanted = self.key_space or manifest["key_space"]
-            if is_by_student(book.base):
-                wanted = space(self.backend, manifest["key_space"])
-            store.check_fits(book.base, wanted, self.labels)
+            by_student = is_by_student(book.base)
+            if by_student and space(self.backend, manifest["key_space"]) != manifest["key_space"]:
+                raise UsageError(
+                    "the entries of the knowledge base were found by its student, and the student's weights are others"
+                    " now; let these find them (`openbook book --keys student`), or put the old weights back"
+                )
+            known = None if by_student else self.key_space
+            store.check_fits(book.base, known or manifest["key_space"], self.labels)
             self._checked = book
         return book
 
