@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from openbook.backends import base
+from openbook.backends import pytorch
 from openbook.backends.pytorch import TorchBackend
 from openbook.config import StudentSettings, UsageError
 from openbook.knowledge_base.index import Index
@@ -86,7 +86,7 @@ def test_any_iterable_of_texts_will_do(book: OpenBook) -> None:
 
 @pytest.mark.parametrize("rows", [TEXTS, PAIRS], ids=["texts", "pairs"])
 def test_a_batch_equals_its_rows_one_by_one(book: OpenBook, rows: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "BATCH_SIZE", 2)
+    monkeypatch.setattr(pytorch, "BATCH_SIZE", 2)
     together = book.predict_proba(rows)
     np.testing.assert_allclose(together, [book.predict_proba(row) for row in rows], rtol=0, atol=1e-5)
     np.testing.assert_allclose(book.predict_proba(rows[::-1])[::-1], together, rtol=0, atol=1e-5)

@@ -94,8 +94,7 @@ def test_a_configuration_tells_kind_labels_and_book() -> None:
     assert about({"problem_type": "regression", "id2label": {"0": "score"}}) == base.About("regression", None, None)
 
 
-def test_batches_of_similar_length_answer_in_the_order_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "BATCH_SIZE", 3)
+def test_batches_of_similar_length_answer_in_the_order_of_rows() -> None:
     rows = [Encoded(list(range(length)), [0] * length) for length in (4, 9, 1, 7, 2, 8, 3, 5)]
     asked: list[list[int]] = []
 
@@ -104,7 +103,7 @@ def test_batches_of_similar_length_answer_in_the_order_of_rows(monkeypatch: pyte
         sums = np.array([[len(row)] for row in some], np.float32)
         return sums, np.repeat(-sums, 2, axis=1)
 
-    told = in_batches(rows, answer)
+    told = in_batches(rows, answer, 3)
     assert asked == [[9, 8, 7], [5, 4, 3], [2, 1]]
     assert told.logits[:, 0].tolist() == [4, 9, 1, 7, 2, 8, 3, 5]
     assert (told.embedding == -told.logits).all()

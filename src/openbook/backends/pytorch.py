@@ -16,6 +16,8 @@ from openbook.models.encoder import Encoder, load_finished
 from openbook.models.student import load_tokenizer
 from openbook.types import Batch
 
+BATCH_SIZE = 32
+
 
 class TorchBackend:
     """An encoder with its tokenizer; `encoder` and `tokenizer` are open to those who train it further."""
@@ -47,7 +49,7 @@ class TorchBackend:
 
     def run(self, rows: Sequence[Encoded]) -> Answers:
         with torch.inference_mode():
-            return in_batches(rows, self.answer)
+            return in_batches(rows, self.answer, BATCH_SIZE)
 
     def answer(self, rows: Sequence[Encoded]) -> tuple[Any, Any]:
         said = self.encoder(self.batch(rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
 import sys
@@ -111,7 +112,7 @@ def serve(
     def stop() -> None:
         servers[0].should_exit = True
 
-    app = create_app(load, limits, key, name, log_texts, on_failure=stop)
+    app = create_app(lambda: settled(load), limits, key, name, log_texts, on_failure=stop)
     config = uvicorn.Config(
         app, http=type("Protocol", (Patient,), {"read_timeout": limits.read_timeout}), ws="none", lifespan="on",
         log_config=None, access_log=False, proxy_headers=False, server_header=False, timeout_keep_alive=KEEP_ALIVE,
@@ -127,6 +128,14 @@ def serve(
     if server.service.failure is not None:
         raise server.service.failure
     return server.cut_off
+
+
+def settled(load: Callable[[], Predictor]) -> Predictor:
+    """The model, which the garbage collector need not look through again: that would stop all requests for long."""
+    model = load()
+    gc.collect()
+    gc.freeze()
+    return model
 
 
 def bound(host: str, port: int) -> socket.socket:
