@@ -39,7 +39,7 @@ OPTIONS = {name: ("--set", "--run-dir", "--dry-run") for name in STAGES} | {
     ),
     "experiment": ("--scale", "--task", "--arm", "--run-dir", "--results", "--page"),
     "init": ("--data", "--test", "--name", "--output", "--force"),
-    "remember": ("--model", "--file", "--text", "--text-pair", "--label"),
+    "remember": ("--model", "--file", "--text", "--text-pair", "--label", "--weight"),
     "forget": ("--model",),
     "book": ("--model", "--log", "--find", "--diff", "--compact", "--form", "--keys", "--tune", "--text", "--label"),
     "export": ("--model", "--int8", "--agreement", "--opset", "--rows", "--text", "--text-pair"),

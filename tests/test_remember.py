@@ -12,7 +12,7 @@ from torch import nn
 
 from openbook.backends.pytorch import TorchBackend
 from openbook.config import StudentSettings, UsageError
-from openbook.knowledge_base import store
+from openbook.knowledge_base import editing, store
 from openbook.knowledge_base.search import normalise
 from openbook.models.encoder import Encoder, Head
 from openbook.models.student import new_student
@@ -130,6 +130,20 @@ def test_the_teacher_labels_what_the_student_finds(run: Path) -> None:
     assert book.base is not None
     np.testing.assert_allclose(book.base.values[-3:], teacher.predict_proba(NEW), atol=1e-6)
     np.testing.assert_allclose(book.base.keys[-3:], normalise(book.read(NEW).embedding), atol=1e-6)
+
+
+def test_a_weighty_entry_counts_as_much_as_several(without_teacher: Path) -> None:
+    book = OpenBook.from_pretrained(without_teacher)
+    book.remember(NEW[0], "good", ids=["light"])
+    book.remember(NEW[0], "bad", ids=["heavy"], weight=3)
+    assert book.base is not None
+    assert book.base.weights is not None
+    assert book.base.weights[-2:].tolist() == [1, 3]
+    editing.settle(without_teacher / "knowledge_base", {"top_k": 2, "temperature": 0.1, "beta": 0.0})
+    np.testing.assert_allclose(book.predict_proba(NEW[0]), [0.75, 0.25], atol=1e-6)
+    for weight in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="weight=.*a number above 0"):
+            book.remember("another", "bad", weight=weight)
 
 
 def test_pairs_are_remembered_as_pairs(without_teacher: Path) -> None:

@@ -35,11 +35,12 @@ def remember(
     text: TextColumn = "text",
     text_pair: PairColumn = None,
     label: LabelColumn = None,
+    weight: Annotated[float, typer.Option("--weight", help="As much as so many entries that are equally near.")] = 1.0,
 ) -> None:
     """Add texts to the book; the next prediction looks them up. Without labels, the teacher's answer is kept."""
     book = opened(model)
     rows, labels = given(texts, file, text, text_pair, label)
-    edit = book.remember(rows, in_words(book, labels))
+    edit = book.remember(rows, in_words(book, labels), weight=weight)
     told(edit, f"remembered {edit.added}")
     if book.book and not book.book.retrieval.opens_book:
         console.print("the book is closed: tuning found that it did not help; see `openbook book --tune`")

@@ -150,15 +150,18 @@ class OpenBook:
             hits, betas = book.index.search(heard.embedding, how.top_k), np.ones(len(encoded))
         return evidence(book.base, hits, outputs, how.temperature, betas)
 
-    def remember(self, texts: Texts, labels: Any = None, ids: Sequence[str] | None = None) -> Edit:
+    def remember(self, texts: Texts, labels: Any = None, ids: Sequence[str] | None = None, weight: float = 1.0) -> Edit:
         """Add texts to the book: from the next prediction on they are looked up. Nothing is trained.
 
         `labels` are a person's: names, or scores in regression, one for each text (for one text, one label). Without
         them, what the teacher says is kept. Entries are found as those of the book are: by the student's own embedding,
-        or by the teacher's. Raises UsageError, and changes nothing, for unknown labels, ids or texts that are there
-        already, where the teacher is needed and its folder is not beside the student's, and for a book that is not in
-        a folder.
+        or by the teacher's. Each counts as much as `weight` others that are equally near: a correction among many that
+        say otherwise needs more than 1. Raises UsageError, and changes nothing, for unknown labels, ids or texts that
+        are there already, where the teacher is needed and its folder is not beside the student's, and for a book that
+        is not in a folder.
         """
+        if not 0 < weight < np.inf:
+            raise UsageError(f"weight={weight}: an entry counts once or more; give a number above 0")
         rows, single = as_rows(texts)
         folder = self._folder()
         values = None if labels is None else self.values([labels] if single else labels, len(rows))
@@ -176,7 +179,9 @@ class OpenBook:
         told = tuple("\t".join(fields(row)) for row in rows)
         names = tuple(ids) if ids is not None else tuple(f"{REMEMBERED}/{digest_text(text)[:16]}" for text in told)
         about = {name: book.base.manifest[name] for name in ("kind", "labels", "key_space")}
-        return editing.add(folder, KnowledgeBase(keys, values, names, told, about, origins=(REMEMBERED,) * len(rows)))
+        weights = None if weight == 1 else np.full(len(rows), weight, np.float32)
+        origins = (REMEMBERED,) * len(rows)
+        return editing.add(folder, KnowledgeBase(keys, values, names, told, about, weights, origins))
 
     def rekey(self) -> Edit:
         """Let all entries be found by the student's own embeddings, so that what is remembered from now on is found.

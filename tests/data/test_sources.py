@@ -174,7 +174,7 @@ BAD_FILES = [
     ("rows.xlsx", "x", {}, ["task.train.format", ".xlsx", "rows.xlsx", "jsonl, json, csv"]),
     ("rows.parquet", "no Parquet", {}, ["rows.parquet", "Parquet"]),
     ("rows.txt.gz", "not packed", {}, ["rows.txt.gz", "gzip", "fetch it again"]),
-    ("half.txt.gz", gzip.compress(b"x" * 1000)[:-4], {}, ["half.txt.gz", "gzip"]),
+    ("half.txt.gz", gzip.compress(b"x" * 1000, mtime=0)[:-4], {}, ["half.txt.gz", "gzip"]),
 ]
 
 
