@@ -2,10 +2,13 @@
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -254,6 +257,11 @@ def test_the_screenshot_of_the_docs(browser: Any, server: Any, tmp_path: Path) -
     command = [sys.executable, "-m", "openbook", "serve", "--model", SHOT, "--port", "8917"]
     process = subprocess.Popen(command, cwd=ROOT)
     try:
+        for _ in range(600):
+            with suppress(httpx2.HTTPError):
+                if httpx2.get("http://127.0.0.1:8917/ready").status_code == 200:
+                    break
+            time.sleep(0.1)
         (ROOT / "docs" / "images").mkdir(exist_ok=True)
         assert taken(browser, "http://127.0.0.1:8917", ROOT / "docs" / "images" / "serve.png") > 10_000
     finally:
