@@ -28,6 +28,7 @@ from openbook.config import RunError, UsageError
 from openbook.knowledge_base import store
 from openbook.models.graph import graph_of, in_int8, refuse_unexportable, save_graph
 from openbook.parity import cases, in_cases, prove_close, prove_equal
+from openbook.student_keys import rows_of
 
 FORMAT = 1
 READ = ("config.json", "tokenizer.json", "tokenizer_config.json")  # what an engine reads besides the graph
@@ -107,11 +108,10 @@ def checked_student(folder: Path, wish: Wish) -> Path:
 
 
 def texts_of_book(folder: Path) -> list[Text]:
-    """The texts a book holds; a pair is kept as two texts joined by a tab."""
-    texts = store.load(folder).texts if (folder / "manifest.json").is_file() else ()
-    if not any(texts):
+    base = store.load(folder) if (folder / "manifest.json").is_file() else None
+    if base is None or not any(base.texts):
         raise UsageError(f"{folder} holds no texts to prove parity on; give --rows FILE with real ones")
-    return [(parts[0], parts[1]) if len(parts := text.split("\t", 1)) == 2 else text for text in texts]
+    return rows_of(base)
 
 
 def spread(texts: Sequence[Text]) -> list[Text]:
