@@ -13,18 +13,18 @@ from typing import Any
 
 import httpx2
 import pytest
+from stand_in import StandIn
 from starlette.testclient import TestClient
 
 from openbook.server.app import create_app
 from openbook.server.limits import Limits
-from openbook.server.stand_in import StandIn
 
 KEY = "a key of this test, long".replace(" ", "-").replace(",", "")
 PROGRAM = """\
 import json, sys
 from openbook.server.launch import serve
 from openbook.server.limits import Limits
-from openbook.server.stand_in import StandIn
+from stand_in import StandIn
 options = json.loads(sys.argv[1])
 limits = Limits(**options.pop("limits", {}))
 model = StandIn(**options.pop("model", {}))
@@ -85,7 +85,7 @@ class Process:
             [sys.executable, "-c", PROGRAM, json.dumps(options)],
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         self.lines: list[str] = []
         self.reader = threading.Thread(target=self.read, daemon=True)

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stand_in import LENGTH, StandIn
 from starlette.testclient import TestClient
 
 from openbook.config import UsageError
 from openbook.server.app import create_app
 from openbook.server.limits import Limits
-from openbook.server.stand_in import LENGTH, StandIn
 from openbook.server.telemetry import JsonLines, log
 
 KEY = "a-key-of-this-test-long"

@@ -1,4 +1,4 @@
-"""A predictor that answers at once without a model: to test the server, and to measure what the server itself costs."""
+"""A predictor that answers at once without a model: to test the server alone."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ class StandIn:
 
     def forget(self, ids: Sequence[str]) -> Edit:
         for name in ids:
-            if name not in self.entries:
-                raise UsageError(f"id {name!r} is not in the knowledge base")
+            if name not in self.entries or list(ids).count(name) > 1:
+                raise UsageError(f"id {name!r} is not in the knowledge base, or is named more than once")
         for name in ids:
             del self.entries[name]
         return self.edited("remove", removed=len(ids))
