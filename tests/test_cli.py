@@ -35,6 +35,7 @@ OPTIONS = {name: ("--set", "--run-dir", "--dry-run") for name in STAGES} | {
         "--probabilities",
         "--prefix",
         "--quoting",
+        "--batch-rows",
         "--force",
     ),
     "experiment": ("--scale", "--task", "--arm", "--run-dir", "--results", "--page"),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from openbook.answers import Text
+from openbook.backends.onnx import WEIGHTS
 from openbook.checkpoint import digest_file, read_json, write_json
 from openbook.config import UsageError
 from openbook.data.records import Record, RecordFile, row_format
@@ -24,14 +25,12 @@ from openbook.data.rowfiles import RowWriter, added_field, as_json
 from openbook.data.sources import require_column
 
 if TYPE_CHECKING:
-    from openbook.knowledge_base.interpolate import Evidence
     from openbook.predictor import OpenBook
 
 STATE, ROWS, REJECTED = "state.json", "rows", "rejected.jsonl"  # in the folder of a job that is not finished
 MOST_CHARACTERS = 1 << 24  # of the texts of one window
 DIGITS = 6  # of probabilities and scores
 STUDENT = ("config.json", "tokenizer.json", "tokenizer_config.json")
-WEIGHTS = {"torch": "model.safetensors", "onnx": "onnx/model.onnx", "onnx-int8": "onnx/model_qint8.onnx"}
 
 
 @dataclass(frozen=True)
@@ -257,7 +256,7 @@ def answered(book: OpenBook, window: Sequence[Record], job: Job) -> Told:
         for place in range(len(book.labels) if job.probabilities else 0):
             columns.append([rounded(float(answer[place])) for answer in answers])
     if job.explain:
-        columns += [[rounded(book.name(one.student)) for one in evidence], [neighbours(one) for one in evidence]]
+        columns += [[rounded(book.name(one.student)) for one in evidence], [one.as_records() for one in evidence]]
     return Told(good, columns, bad, sum(row.cut for row in encoded))
 
 
@@ -282,14 +281,6 @@ def text_of(record: Record, job: Job) -> Text:
 
 def rounded(value: Any) -> Any:
     return round(value, DIGITS) if isinstance(value, float) else value
-
-
-def neighbours(evidence: Evidence) -> list[dict[str, Any]]:
-    return [
-        {"id": one.id, "text": one.text, "similarity": round(one.similarity, 4), "weight": round(one.weight, 4),
-         "contribution": round(one.contribution, 4)}
-        for one in evidence.neighbours
-    ]  # fmt: skip
 
 
 def kept(work: Path, state: State, window: Sequence[Record], told: Told, writer: RowWriter) -> State:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from openbook.answers import Text
 from openbook.backends.base import BackendName
-from openbook.backends.onnx import EXPORT, FILES, RECORD, checked
+from openbook.backends.onnx import EXPORT, FILES, RECORD, TORCH_WEIGHTS, checked
 from openbook.checkpoint import digest_file, exchange, finish_renaming, partial_folder, read_json, sync, write_json
 from openbook.config import RunError, UsageError
 from openbook.knowledge_base import store
@@ -47,7 +47,6 @@ from openbook.workspace import RUN_FILE, Run
 
 STUDENT = ("config.json", "tokenizer.json", "tokenizer_config.json")
 OPTIONAL = ("special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt")  # of tokenizers
-WEIGHTS = "model.safetensors"
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 LEAST_EXAMPLES = 4
 TEXTS: tuple[Text, ...] = (  # of no one's data
@@ -120,7 +119,7 @@ def package(run: Path, output: Path, choices: Choices | None = None) -> Packed:
 
 
 def refuse_early(run: Path, output: Path, choices: Choices) -> None:
-    for name in (RUN_FILE, "student/config.json", f"student/{WEIGHTS}", "evaluation/results.json"):
+    for name in (RUN_FILE, "student/config.json", f"student/{TORCH_WEIGHTS}", "evaluation/results.json"):
         if not (run / name).is_file():
             raise UsageError(f"--model {run} is no finished run ({name} is not there); finish it with `openbook run`")
     if output.exists() and not (choices.force and (output / DIGESTS).is_file()):
@@ -164,7 +163,7 @@ def assembling(output: Path) -> Iterator[Path]:
 def put_student(student: Path, target: Path, choices: Choices) -> list[str]:
     """The files a loader reads, and the exports; nothing that only training needs."""
     names = [*STUDENT, *(name for name in OPTIONAL if (student / name).is_file())]
-    names += [WEIGHTS] if choices.torch_weights else []
+    names += [TORCH_WEIGHTS] if choices.torch_weights else []
     target.mkdir()
     for name in names:
         shutil.copyfile(student / name, target / name)

@@ -39,6 +39,7 @@ def predict(
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Add a column for each class.")] = False,
     prefix: Annotated[str, typer.Option("--prefix", help="Of the columns that are added.")] = "",
     quoting: Annotated[bool, typer.Option("--quoting/--no-quoting", help="Quotes group fields in CSV and TSV.")] = True,
+    batch_rows: Annotated[int, typer.Option("--batch-rows", help="Rows of --input that are kept together.")] = 1024,
     force: Annotated[bool, typer.Option("--force", help="Replace a finished --output.")] = False,
 ) -> None:
     """Predict texts, or the rows of a file, with a student and its knowledge base."""
@@ -49,7 +50,7 @@ def predict(
 
         if texts or pair or as_json:
             raise UsageError("--input names a file of rows; leave out texts, --pair (use --text-pair) and --json")
-        job = Job(input_, output, text, text_pair, probabilities, explain, prefix, quoting)
+        job = Job(input_, output, text, text_pair, probabilities, explain, prefix, quoting, batch_rows)
         return predict_rows(model, job, backend, threads, force)
     predict_texts(texts, model, pair, explain, as_json, backend, threads)
 
@@ -106,11 +107,7 @@ def predictions(book: Any, rows: list[Any], explain: bool) -> list[dict[str, Any
     if explain:
         for record, told in zip(records, book.explain(rows), strict=True):
             record["alone"] = told.alone
-            record["neighbours"] = [
-                {"id": n.id, "text": n.text, "similarity": round(n.similarity, 4), "weight": round(n.weight, 4),
-                 "contribution": round(n.contribution, 4)}
-                for n in told.evidence.neighbours
-            ]  # fmt: skip
+            record["neighbours"] = told.evidence.as_records()
     return records
 
 

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from openbook.answers import Text
 from openbook.backends.base import BackendName
-from openbook.backends.onnx import EXPORT, FILES
+from openbook.backends.onnx import WEIGHTS
 from openbook.checkpoint import digest_file, write_json
 from openbook.config import UsageError
 from openbook.predictor import OpenBook
@@ -163,9 +163,7 @@ READERS: Mapping[str, Callable[[Path], None]] = {
 
 def engines_of(folder: Path) -> list[BackendName]:
     """What the files of a folder can be run by."""
-    files: dict[BackendName, str] = {"torch": "model.safetensors"}
-    files |= {name: f"{EXPORT}/{file}" for name, file in FILES.items()}
-    return [name for name, file in files.items() if (folder / "student" / file).is_file()]
+    return [name for name, file in WEIGHTS.items() if (folder / "student" / file).is_file()]
 
 
 def is_installed(name: BackendName) -> bool:

@@ -19,6 +19,8 @@ from openbook.config import UsageError
 BATCH_SIZE = 8  # a call costs little, so less padding pays
 EXPORT, RECORD = "onnx", "export.json"  # folder inside a student's, and what is known of its files
 FILES: dict[BackendName, str] = {"onnx": "model.onnx", "onnx-int8": "model_qint8.onnx"}
+TORCH_WEIGHTS = "model.safetensors"
+WEIGHTS = {"torch": TORCH_WEIGHTS, **{name: f"{EXPORT}/{file}" for name, file in FILES.items()}}  # inside a student's
 
 
 class OnnxBackend:
@@ -69,7 +71,7 @@ def load_runtime() -> Any:
 
 def checked(folder: Path, name: BackendName) -> Path:
     """The graph of this name. Raises UsageError where it cannot be what was exported from these weights."""
-    exported, weights = folder / EXPORT, folder / "model.safetensors"
+    exported, weights = folder / EXPORT, folder / TORCH_WEIGHTS
     graph = exported / FILES[name]
     with suppress(OSError):  # a folder that cannot be written to
         finish_renaming(exported)

@@ -51,6 +51,14 @@ class Evidence:
     variance: float  # of the neighbours' values at `predicted`, under their weights
     decisive: bool  # whether retrieval changed the class
 
+    def as_records(self) -> list[dict[str, Any]]:
+        """The neighbours in plain values, rounded: what is shown of them in a row of an output."""
+        return [
+            {"id": one.id, "text": one.text, "similarity": round(one.similarity, 4), "weight": round(one.weight, 4),
+             "contribution": round(one.contribution, 4)}
+            for one in self.neighbours
+        ]  # fmt: skip
+
 
 def weights(similarities: NDArray[Any], temperature: float, counts: NDArray[Any] | None = None) -> NDArray[np.float64]:
     """softmax(similarity / temperature + log n) over the hits of each query (ReAugKD, Zhang et al., ACL 2023).
