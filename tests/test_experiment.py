@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from openbook import experiment
+from openbook import cells
+from openbook.cells import Experiment, key_of, prepare
 from openbook.checkpoint import read_json
-from openbook.experiment import Experiment, describe, execute, is_whole, key_of, prepare
+from openbook.experiment import describe, execute, is_whole
 from openbook.grid import load_grid
 
 RATES = (1e-3, 5e-3)
@@ -174,7 +175,7 @@ def test_a_training_that_diverges_is_a_result(
     shutil.copytree(finished / "results", tmp_path / "results")
     for path in (tmp_path / "results" / "reviews" / "A2" / "runs").glob("seed-1-*.json"):
         path.unlink()
-    monkeypatch.setattr(experiment, "teach", diverge)
+    monkeypatch.setattr(cells, "teach", diverge)
     execute(at(tmp_path, grid_file), ["reviews"], None, tmp_path / "page.md")
     record = read_json(tmp_path / "results" / "reviews" / "A2" / "seed-1.json")
     assert (record["status"], record["error"]) == ("failed", "the loss is nan at step 3")

@@ -170,7 +170,7 @@ def experiment(
     page: Annotated[Path | None, typer.Option("--page", help="Default: docs/results/<name>.md.")] = None,
 ) -> None:
     """Run a grid of arms, tasks and seeds; skips what is done, and writes a page of results."""
-    from openbook import agnostic_experiment, experiment
+    from openbook import agnostic_experiment, cells, experiment
     from openbook.agnostic_grid import agnostic_grid, is_agnostic
     from openbook.grid import grid_of, raw_grid
 
@@ -194,7 +194,7 @@ def experiment(
         work = agnostic_experiment.AgnosticExperiment(grid, scale, root, kept)
         agnostic_experiment.execute(work, arm, target)
     else:
-        experiment.execute(experiment.Experiment(grid, scale, root, kept), task or list(grid.tasks), arm, target)
+        experiment.execute(cells.Experiment(grid, scale, root, kept), task or list(grid.tasks), arm, target)
     console.print(f"results: {kept}\npage:    {target}", markup=False)
 
 

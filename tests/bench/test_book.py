@@ -1,5 +1,6 @@
 """The bench of the book: arms take turns over the same texts, overheads are ratios, and forms are judged alike."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from openbook.bench import book
+from openbook.bench import book, book_accuracy, book_edits, measure, synthetic_book
 from openbook.config import StudentSettings, UsageError
 from openbook.knowledge_base.index import open_index
 
@@ -36,8 +37,10 @@ class Here:
 def result(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(book, "Rival", Here)
+        patch.setattr(book_edits, "Rival", Here)
         patch.setattr(book, "WARM", 1)
-        patch.setattr(book, "open_index", partial(open_index, exact_max_bytes=40_000))
+        for module in (book, book_edits):
+            patch.setattr(module, "open_index", partial(open_index, exact_max_bytes=40_000))
         patch.setattr(book, "accuracy_of_synthetic", lambda k: {"keys": "no", "metric": "accuracy", "forms": {}})
         patch.setattr(book, "LIMITS", {("tiny", 4): -2.0, ("tiny", 1): 1e9})
         folder, calls = tmp_path_factory.mktemp("bench"), {1: 3, 4: 3}
@@ -87,11 +90,11 @@ def test_overhead_is_the_ratio_of_medians_and_not_of_means() -> None:
 
 
 def test_what_a_form_costs_in_accuracy_is_told_against_whole_keys() -> None:
-    base = book.synthetic_book(600, 64)
-    queries = book.near(base.keys, 80)
-    gold = book.soft_labels(queries).argmax(axis=1)
+    base = synthetic_book.synthetic_book(600, 64)
+    queries = synthetic_book.near(base.keys, 80)
+    gold = synthetic_book.soft_labels(queries).argmax(axis=1)
     retrieval = book.Retrieval(top_k=4, temperature=0.1, beta=1.0)
-    told = book.scores(base, queries, np.eye(6)[gold], gold, "accuracy", retrieval)
+    told = book_accuracy.scores(base, queries, np.eye(6)[gold], gold, "accuracy", retrieval)
     assert list(told) == ["fp32", "fp16", "sq8", "pca-32", "pq-32"]
     assert told["fp32"]["recall"] == 1
     assert told["fp32"]["neighbours_points_lost"] == 0
@@ -122,7 +125,7 @@ def test_too_few_texts_are_refused(tmp_path: Path) -> None:
 def test_children_take_the_threads_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
-    with book.threads_of_children(3):
-        assert book.os.environ["OMP_NUM_THREADS"] == book.os.environ["OPENBLAS_NUM_THREADS"] == "3"
-    assert book.os.environ["OMP_NUM_THREADS"] == "7"
-    assert "OPENBLAS_NUM_THREADS" not in book.os.environ
+    with measure.threads_of_children(3):
+        assert os.environ["OMP_NUM_THREADS"] == os.environ["OPENBLAS_NUM_THREADS"] == "3"
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert "OPENBLAS_NUM_THREADS" not in os.environ

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,21 +16,19 @@ from rich.table import Table
 
 from openbook.answers import Text, probabilities_of
 from openbook.backends.pytorch import TorchBackend
-from openbook.bench.measure import Rival, median
+from openbook.bench.book_accuracy import JUDGED, accuracy_of_run, accuracy_of_synthetic
+from openbook.bench.book_edits import timed_edit
+from openbook.bench.measure import Rival, median, threads_of_children
+from openbook.bench.synthetic_book import CLASSES, MAX_LENGTH, forms_of, near, synthetic_book
 from openbook.config import StudentSettings, UsageError
 from openbook.console import console
-from openbook.knowledge_base import editing, forms, store
+from openbook.knowledge_base import forms
 from openbook.knowledge_base.answering import Retrieval, answer
-from openbook.knowledge_base.index import Index, exact_index, open_index, previous_rows, tie_aware_recall
-from openbook.knowledge_base.interpolate import Search
-from openbook.knowledge_base.search import Hits, normalise
-from openbook.metrics import score
-from openbook.models.encoder import Head, load_headless
+from openbook.knowledge_base.index import Index, exact_index, open_index
+from openbook.knowledge_base.search import Hits
+from openbook.models.encoder import Head
 from openbook.models.student import load_tokenizer, new_student
-from openbook.predictor import OpenBook
-from openbook.recipe import load_recipe
 from openbook.types import KnowledgeBase
-from openbook.workspace import RUN_FILE, Run
 
 SHAPES = {  # random weights: they take as long as learned ones
     "6 x 768": StudentSettings(architecture="bert", layers=6, hidden_size=768, heads=12, intermediate_size=3072),
@@ -41,10 +38,7 @@ SIZES = (2_500, 10_000, 67_000, 393_000)  # entries: RTE, CoLA, SST-2, MNLI
 CALLS = {1: 200, 32: 100}  # timed calls by batch size (specification, section 2.14)
 WARM = 20  # calls before the clock starts
 STAGES = ("tokenise", "forward", "search", "combine")
-JUDGED = ("recall", "neighbours", "neighbours_points_lost", "with_student", "with_student_points_lost")
 ALONE, EXACT, POLICY, SKIPPING, COMPACT = "alone", "exact", "policy", "policy, skipping", "pca-64"
-CLASSES = tuple("abcdef")
-MAX_LENGTH = 128  # word-pieces
 HNSW_ENTRY = 272  # bytes of a node and its links, measured (specification, section 2.12)
 LIMITS = {("6 x 768", 32): 0.03, ("6 x 768", 1): 0.10, ("3 x 128", 32): 0.25}  # of the median overhead
 
@@ -257,188 +251,11 @@ def index_bytes(index: Index) -> int:
     return int(2 * entries * width + beside)
 
 
-def forms_of(width: int) -> list[str]:
-    sized = [f"{kind}-{size}" for kind in ("pca", "pq") for size in (32, 64) if size < width and width % size == 0]
-    return ["fp32", "fp16", "sq8", *sized]
-
-
 def typical_confidence(backend: TorchBackend, texts: Sequence[Text]) -> float:
     """The median of the student's largest probability: to skip from there on skips about half of the texts."""
     with torch.inference_mode():
         said = backend.encoder(backend.batch(backend.encode(texts[: max(CALLS)])))
     return float(np.median(probabilities_of(said.logits.numpy()).max(axis=1)))
-
-
-def synthetic_book(entries: int, width: int) -> KnowledgeBase:
-    """Unit keys around eight centres a class, and soft labels."""
-    random = np.random.default_rng(0)
-    centres = normalise(random.normal(size=(8 * len(CLASSES), width))).astype(np.float32)
-    own = random.integers(len(centres), size=entries)
-    keys = random.standard_normal((entries, width), dtype=np.float32)
-    keys *= 0.8 / width**0.5
-    keys += centres[own]
-    keys /= np.linalg.norm(keys, axis=1, keepdims=True)
-    return KnowledgeBase(
-        keys=keys,
-        values=soft_labels(keys).astype(np.float32),
-        ids=tuple(map(str, range(entries))),
-        texts=("",) * entries,
-        manifest={"kind": "classification", "labels": list(CLASSES), "key_space": "synthetic"},
-    )
-
-
-def soft_labels(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-    """What depends on the place of a vector (n, d), also within a cluster -> (n, C)."""
-    directions = np.random.default_rng(2).normal(size=(vectors.shape[1], len(CLASSES))).astype(np.float32)
-    return probabilities_of(4 * vectors @ directions)
-
-
-def near(keys: NDArray[np.float32], count: int) -> NDArray[np.float32]:
-    """Queries (count, d): keys, moved by a third of their length in a random direction."""
-    random = np.random.default_rng(1)
-    noise = normalise(random.normal(size=(count, keys.shape[1])))
-    return (keys[random.integers(len(keys), size=count)] + 0.33 * noise).astype(np.float32)
-
-
-def accuracy_of_synthetic(k: int) -> dict[str, Any]:
-    base = synthetic_book(20_000, 128)
-    queries = near(base.keys, 1_000)
-    gold = soft_labels(queries).argmax(axis=1)
-    retrieval = Retrieval(top_k=k, temperature=0.1, beta=0.5)
-    outputs = np.full((len(gold), len(CLASSES)), 1 / len(CLASSES))
-    return {
-        "keys": "synthetic",
-        "metric": "accuracy",
-        "forms": scores(base, queries, outputs, gold, "accuracy", retrieval),
-    }
-
-
-def accuracy_of_run(model: Path, k: int) -> dict[str, Any]:
-    """The forms of a finished run's book, judged on the rows that its settings were tuned on, not on the test rows."""
-    task = Run(load_recipe(model / RUN_FILE), model).task
-    book = OpenBook.from_pretrained(model)
-    if book.base is None or book.base.manifest.get("form", "fp32") not in store.EXACT:
-        raise UsageError(
-            f"--model {model} has no knowledge base with whole keys to compare forms with; name another run"
-        )
-    rows = [(row.text if row.text_pair is None else (row.text, row.text_pair)) for row in task.holdout]
-    heard = book.read(rows)
-    outputs = heard.logits if task.kind == "regression" else probabilities_of(heard.logits)
-    gold = np.array([row.label for row in task.holdout])
-    retrieval = Retrieval.from_manifest(
-        book.base.manifest.get("retrieval") or {"top_k": k, "temperature": 0.1, "beta": 0.5}
-    )
-    found = scores(book.base, heard.embedding, outputs, gold, task.metric, retrieval)
-    return {"keys": str(model), "rows": len(rows), "metric": task.metric, "forms": found}
-
-
-def scores(
-    base: KnowledgeBase,
-    queries: NDArray[Any],
-    outputs: NDArray[Any],
-    gold: NDArray[Any],
-    metric: str,
-    retrieval: Retrieval,
-) -> dict[str, dict[str, float]]:
-    """By form: tie-aware recall of the exact neighbours, the metric of neighbours alone and with the student, bytes.
-
-    Points are hundredths of the metric, lost against fp32.
-    """
-    exact = exact_index(base.keys, None, "").search(queries, retrieval.top_k)
-    trusted = replace(retrieval, skip="none")
-    alone = replace(trusted, mode="constant", beta=0.0)
-    found: dict[str, dict[str, float]] = {}
-    for form in forms_of(base.keys.shape[1]):
-        constants = forms.fit(base.keys, form)
-        keys = forms.decode(forms.encode(base.keys, form, constants), form, constants)
-        hits = exact_index(keys, constants.get("basis"), "").search(queries, retrieval.top_k)
-        exactly = (normalise(queries)[:, None] * base.keys[hits.positions]).sum(axis=2).astype(np.float32)
-        told = {
-            name: score(metric, answer(outputs, queries, base, how, given(hits)).outputs, gold)
-            for name, how in (("neighbours", alone), ("with_student", trusted))
-        }
-        first = found.get("fp32", told)
-        found[form] = {
-            "recall": tie_aware_recall(Hits(hits.positions, exactly), exact),
-            **told,
-            **{f"{name}_points_lost": 100 * (first[name] - told[name]) for name in told},
-            "bytes": float(forms.size_of(len(base.ids), base.keys.shape[1], base.values.shape[1], form)),
-        }
-    return found
-
-
-def given(hits: Hits) -> Search:
-    """A search that has been made."""
-    return lambda queries, k, exclude: hits
-
-
-def timed_edit(
-    tokenizer: str, texts: Sequence[Text], folder: Path, entries: int, added: int, threads: int
-) -> dict[str, Any]:
-    """Seconds until `added` entries are found in a book of `entries`, beside those of embedding their texts."""
-    with threads_of_children(threads):
-        rival = Rival("edit", open_edit, tokenizer, texts, folder, entries, added, threads)
-        told: dict[str, Any] = rival.ask("all")[1]
-        rival.close()
-    return told
-
-
-def open_edit(
-    tokenizer: str, texts: Sequence[Text], folder: Path, entries: int, added: int, threads: int
-) -> Callable[[str], dict[str, Any]]:
-    torch.set_num_threads(threads)
-    model, pieces = load_headless(tokenizer).eval(), load_tokenizer(tokenizer)
-    pieces.model_max_length = MAX_LENGTH
-    reading = TorchBackend(model, pieces)
-    whole = synthetic_book(entries + added, model.width)
-    old, new = part(whole, slice(entries)), part(whole, slice(entries, None))
-    store.save(old, folder / "edited")
-    reader = store.Reader(folder / "edited")
-    index = open_index(reader.current().keys, folder=folder / "edited-index", threads=threads)
-
-    def answer_to(request: str) -> dict[str, Any]:
-        started = clock()
-        with torch.inference_mode():
-            for first in range(0, added, max(CALLS)):
-                rows = range(first, min(first + max(CALLS), added))
-                model(reading.batch(reading.encode([texts[row % len(texts)] for row in rows])))
-        embedded = clock()
-        editing.add(folder / "edited", new)
-        written = clock()
-        now = reader.current()
-        loaded = clock()
-        follower = index.edited(now.keys, previous_rows(old.ids, now.ids))
-        followed = clock()
-        hits = follower.search(new.keys[:32], 1)
-        return {
-            "entries": entries,
-            "added": added,
-            "index": index.kind,
-            "embed_seconds": embedded - started,
-            "add_seconds": written - embedded,
-            "load_seconds": loaded - written,
-            "index_seconds": followed - loaded,
-            "found": float((hits.similarities[:, 0] > 1 - 1e-5).mean()),
-        }
-
-    return answer_to
-
-
-def part(base: KnowledgeBase, rows: slice) -> KnowledgeBase:
-    return replace(base, keys=base.keys[rows], values=base.values[rows], ids=base.ids[rows], texts=base.texts[rows])
-
-
-@contextmanager
-def threads_of_children(threads: int) -> Iterator[None]:
-    """Processes that start here take so many threads: libraries read these when they are first imported."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, str(threads)))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def targets(timings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import threading
 import time
@@ -103,3 +104,16 @@ def largest_memory() -> int:
 
 def median(values: Sequence[float]) -> float:
     return statistics.median(values)
+
+
+@contextmanager
+def threads_of_children(threads: int) -> Iterator[None]:
+    """Processes that start here take so many threads: libraries read these when they are first imported."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, str(threads)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
