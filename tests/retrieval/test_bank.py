@@ -315,7 +315,9 @@ def test_no_sentence_stays_that_resembles_an_earlier_one(tmp_path: Path, thresho
     assert kept == [text for text in everything if text in set(kept)]  # in the same order
 
 
-def test_near_duplicates_do_not_depend_on_chunks_and_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_near_duplicates_do_not_depend_on_chunks_batches_and_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def as_in_a_worker(work: Any, jobs: Any, workers: int, *, once: Any) -> Iterator[Any]:
         for job in jobs:
             sent_work, sent_once, sent_job = pickle.loads(pickle.dumps((work, once, job)))  # noqa: S301
@@ -323,6 +325,7 @@ def test_near_duplicates_do_not_depend_on_chunks_and_shards(tmp_path: Path, monk
 
     whole = build(tmp_path / "whole", similar_documents(), near_duplicates=0.8)
     monkeypatch.setattr(module, "map_jobs", as_in_a_worker)
+    monkeypatch.setattr(module, "BATCH", 7)
     parts = build(tmp_path / "parts", similar_documents(), near_duplicates=0.8, chunk_characters=5000, shard_rows=90)
     assert len(parts.shards) == 12
     assert texts(parts) == texts(whole)
