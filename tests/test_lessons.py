@@ -257,6 +257,11 @@ def test_layers_without_room_are_heard_live(attend: Callable[..., Run]) -> None:
     assert kept(mixed) == {"corpus": ((), ()), "task": ((), ())}
 
 
+def test_queries_and_keys_of_a_layer_take_the_room_of_two_states(attend: Callable[..., Run]) -> None:
+    states, taps = Recording("task", "fine_tuned", hidden=(0, 2)), Recording("task", "fine_tuned", taps=(2,))
+    assert bytes_of(attend(), taps) == bytes_of(attend(), states) > 0
+
+
 def test_soft_labels_are_never_rounded_to_bf16(attend: Callable[..., Run]) -> None:
     """Bf16 moved the probabilities of a MiniLM by 0.009, its states by 0.4 %; states alone may be read in it."""
     bf16, live = "teacher.optim.precision=bf16", "teacher.record_hidden=false"
