@@ -21,7 +21,7 @@ from openbook.distillation.teachers import LiveTeacher, RecordedTeacher
 from openbook.lessons import check_lessons, teacher_for
 from openbook.readings import corpus_examples, tokens_of
 from openbook.recipe import load_recipe
-from openbook.recordings import Recording, bytes_of, check_space, recordings
+from openbook.recordings import Recording, bytes_of, check_space, merged, recordings
 from openbook.stages import distill, record_answers, train_teacher
 from openbook.training import train
 from openbook.types import Batch, Passage
@@ -255,6 +255,11 @@ def test_layers_without_room_are_heard_live(attend: Callable[..., Run]) -> None:
     assert kept(attend("teacher.record_hidden=false")) == {"task": ((), ())}
     mixed = attend("teacher.record_hidden=false", "distill.corpus.terms={soft_labels: 1}")
     assert kept(mixed) == {"corpus": ((), ()), "task": ((), ())}
+
+
+def test_what_several_hear_is_recorded_as_finely_as_the_finest_asks_for() -> None:
+    one, other = Recording("task", "fine_tuned", exact=True), Recording("task", "fine_tuned", hidden=(1,))
+    assert merged([one, other]) == merged([other, one]) == [Recording("task", "fine_tuned", hidden=(1,), exact=True)]
 
 
 def test_queries_and_keys_of_a_layer_take_the_room_of_two_states(attend: Callable[..., Run]) -> None:
