@@ -17,6 +17,7 @@ from openbook.knowledge_base.search import normalise
 from openbook.models.encoder import Encoder, Head
 from openbook.models.student import new_student
 from openbook.predictor import OUTPUTS, OpenBook
+from openbook.student_keys import rekeyed, rows_of
 from openbook.types import KnowledgeBase
 
 LABELS = ("bad", "good")
@@ -111,6 +112,38 @@ def test_after_rekeying_every_text_finds_its_own_entry(run: Path) -> None:
         nearest = book.explain(text).evidence.neighbours[0]
         assert nearest.similarity == pytest.approx(1, abs=1e-6)
         assert nearest.text == text, id
+
+
+def test_a_compact_book_is_rekeyed_in_full(run: Path) -> None:
+    """Its keys were projected; the student's own are not."""
+    editing.compact(run / "knowledge_base", "pca-8")
+    book = OpenBook.from_pretrained(run)
+    book.rekey()
+    assert book.base is not None
+    assert book.base.keys.shape == (20, 16)
+    assert book.explain(book.base.texts[3]).evidence.neighbours[0].similarity == pytest.approx(1, abs=1e-6)
+
+
+def test_a_book_of_pairs_is_read_as_pairs() -> None:
+    base = KnowledgeBase(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), ("a", "b"), ("one\ttwo", "x\ty"), {})
+    assert rows_of(base) == [("one", "two"), ("x", "y")]
+    assert rows_of(replace(base, manifest={"pair": False})) == ["one\ttwo", "x\ty"]
+
+
+def test_keys_of_entries_that_changed_meanwhile_are_refused(run: Path) -> None:
+    book = OpenBook.from_pretrained(run)
+    assert book.base is not None
+    made = rekeyed(book.base, book.backend)
+    book.forget("t/train/7")
+    with pytest.raises(UsageError, match="was edited while its keys were made; nothing was changed"):
+        editing.rekey(run / "knowledge_base", made)
+
+
+def test_a_book_without_texts_cannot_be_rekeyed(run: Path) -> None:
+    book = OpenBook.from_pretrained(run)
+    assert book.base is not None
+    with pytest.raises(UsageError, match="keeps no texts that the student could read"):
+        rekeyed(replace(book.base, texts=("",) * 20), book.backend)
 
 
 def test_a_book_of_one_students_keys_is_refused_by_another(run: Path, tokenizer: Any) -> None:

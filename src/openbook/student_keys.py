@@ -33,7 +33,7 @@ def rekeyed(base: KnowledgeBase, backend: Backend) -> KnowledgeBase:
     if not any(base.texts):
         raise UsageError("the book keeps no texts that the student could read; build it with its texts")
     keys = normalise(backend.run(backend.encode(rows_of(base))).embedding).astype(np.float32)
-    manifest = {**base.manifest, "keyed_by": STUDENT}
+    manifest = {name: value for name, value in base.manifest.items() if name != "form"} | {"keyed_by": STUDENT}
     if "key_space" in manifest:
         manifest["key_space"] = space(backend, manifest["key_space"])
     return replace(base, keys=keys, basis=None, manifest=manifest)
