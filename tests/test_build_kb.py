@@ -302,6 +302,10 @@ def test_a_book_by_student_is_found_by_the_student_that_ships(attend: Callable[.
     own = OpenBook(TorchBackend.load(folder_of(run, CORPUS, 0)))
     np.testing.assert_allclose(other.keys, normalise(own.read(list(base.texts)).embedding), atol=1e-6)
     assert np.abs(other.keys - book.base.keys).max() > 0.1
+    tuned = read_json(run.folder / "knowledge_base" / "tuning.json")
+    for seed in run.recipe.seeds:  # each student is tuned with the keys that are its own
+        own_table = build_kb.tuned_for(run, build_kb.base_for(run, base, seed), seed).report()["table"]
+        assert [cell["loss"] for cell in tuned[str(seed)]["table"]] == [cell["loss"] for cell in own_table]
 
 
 # Teachers that never saw a row
