@@ -15,9 +15,9 @@ from openbook import training
 from openbook.agnostic_run import AgnosticRun
 from openbook.config import UsageError
 from openbook.manifest import resolved
+from openbook.multitask import learned
 from openbook.pipeline import execute, plan
 from openbook.recipe import load_recipe
-from openbook.stages.train_multitask import learned
 
 pytestmark = pytest.mark.usefixtures("trials_here")
 
@@ -200,8 +200,8 @@ def test_rows_near_a_reported_one_are_not_learned_from(many: Path, tmp_path: Pat
     raw = (many / "recipe.yaml").read_text().replace(f"{world}/train.csv", f"{tmp_path}/train.csv", 1)
     (tmp_path / "recipe.yaml").write_text(raw)
     run = AgnosticRun(load_recipe(tmp_path / "recipe.yaml"), tmp_path)
-    assert run.duplicates.counts == {"reviews": 2, "scores": 0, "pairs": 0}
-    kept = {row.text for row in learned(run)["reviews"].train}
+    assert run.duplicates(run.learned).counts == {"reviews": 2, "scores": 0, "pairs": 0}
+    kept = {row.text for row in learned(run, run.recipe.teacher)["reviews"].train}
     assert not {text.partition(",")[0] for text in again} & kept
     assert len(kept) >= 143
 

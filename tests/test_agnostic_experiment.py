@@ -1,16 +1,19 @@
 """A grid of task-agnostic students from file to page: what arms share is made once, and what is done is skipped."""
 
 import json
+import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from openbook.agnostic_experiment import AgnosticExperiment, execute
+from openbook.agnostic_experiment import AgnosticExperiment, drift_of, execute
 from openbook.agnostic_grid import agnostic_grid, is_agnostic, recipe_of
 from openbook.config import UsageError
+from openbook.data.batches import Tokenised
 from openbook.grid import raw_grid
 from openbook.recipe import load_recipe
 
@@ -101,9 +104,82 @@ def test_what_is_done_is_skipped(done: Path, grid_file: Path, monkeypatch: pytes
         raise AssertionError("a stage ran again")
 
     monkeypatch.setattr("openbook.agnostic_experiment.perform", refuse)
+    monkeypatch.setattr("openbook.agnostic_experiment.drift", refuse)
     before = (done / "page.md").read_text()
     execute(at(done, grid_file), None, done / "page.md")
     assert (done / "page.md").read_text() == before
+
+
+def test_the_drift_of_every_teacher_is_kept_and_told_beside_the_losses_of_its_students(done: Path) -> None:
+    drifts = {
+        (arm, seed): json.loads((done / "results" / arm / f"seed-{seed}.json").read_text())["drift"]
+        for arm in ("A", "B")
+        for seed in (0, 1)
+    }
+    assert drifts["A", 0]["students"]["small"] == {"loss": 0, "qq": 0, "kk": 0, "vv": 0}
+    assert drifts["B", 0] == drifts["B", 1]
+    moved = drifts["B", 0]["students"]["small"]
+    assert (drifts["B", 0]["layer"], drifts["B", 0]["blocks"]) == (4, len(long_blocks(done)))
+    assert moved["loss"] == pytest.approx(moved["qq"] + moved["kk"] + moved["vv"], abs=1e-5)
+    assert min(moved.values()) > 0
+    page = (done / "page.md").read_text()
+    told = f"| {moved['loss']:.4f} | {moved['qq']:.4f} | {moved['kk']:.4f} | {moved['vv']:.4f} |"
+    assert sum(line.startswith("| B | ") and line.endswith(told) for line in page.splitlines()) == 2
+    assert "cannot differ much" in page
+    assert f"on {len(long_blocks(done))} blocks of arm A's text" in page
+
+
+def long_blocks(done: Path) -> Tokenised:
+    """Of the length that students read last; there are fewer than are asked for."""
+    (text,) = (done / "runs" / "store" / "text").glob("*/long")
+    return Tokenised.load(text)
+
+
+def test_results_of_before_get_the_drift_as_long_as_their_teacher_is_there(
+    done: Path, grid_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(done / "results", tmp_path / "results")
+    path = tmp_path / "results" / "B" / "seed-0.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({name: part for name, part in whole.items() if name != "drift"}))
+    gone = AgnosticExperiment(at(done, grid_file).grid, "small", tmp_path / "runs", tmp_path / "results")
+
+    def refuse(run: Any, step: Any) -> None:
+        assert step.fresh, f"{step.stage.name} runs again"
+
+    monkeypatch.setattr("openbook.agnostic_experiment.perform", refuse)
+    execute(gone, ["B"], tmp_path / "page.md")
+    assert "drift" not in json.loads(path.read_text())
+    assert any(line.startswith("| B | 0 |") and line.endswith("| – |") for line in page_of(tmp_path))
+    execute(replace(gone, root=done / "runs"), ["B"], tmp_path / "page.md")
+    assert json.loads(path.read_text()) == whole
+
+
+def page_of(folder: Path) -> list[str]:
+    return (folder / "page.md").read_text().splitlines()
+
+
+def test_another_encoder_has_no_drift(done: Path, grid_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = at(done, grid_file)
+    run = experiment.run_of("B", 0)
+    assert drift_of(experiment, run) is not None
+    run.__dict__["teacher_digest"] = "another"
+    assert drift_of(experiment, run) is None
+
+
+def test_the_arms_that_learn_otherwise_have_the_budget_of_the_teacher_of_many_tasks() -> None:
+    grid = agnostic_grid(raw_grid(SHIPPED), SHIPPED)
+    for scale in grid.scales:
+        many, direct, reader = (recipe_of(grid, arm, scale, 0) for arm in ("B", "C", "G"))
+        assert direct.students_learn is not None
+        assert direct.teacher.tasks == ()
+        assert direct.students_learn.tasks == many.teacher.tasks
+        assert direct.students_learn.mixture == many.teacher.mixture
+        changed = many.teacher.mixture.model_copy(update={"masked_text": True})
+        assert reader.teacher == many.teacher.model_copy(update={"mixture": changed})
+        assert {student.dropout for student in many.students} == {0}
+    weights = {one.name: one.weights for one in grid.contrasts}
+    assert (weights["C - B"], weights["B - G"]) == ({"C": 1, "B": -1}, {"B": 1, "G": -1})
 
 
 def test_the_shipped_experiment_is_a_grid_of_recipes() -> None:

@@ -19,6 +19,7 @@ from openbook.config import RunError, UsageError
 STAGES = (
     "run", "train-teacher", "build-bank", "retrieve", "build-corpus", "record-answers", "distill", "build-kb",
     "evaluate", "report", "build-text",
+    "train-students",
 )  # fmt: skip
 OPTIONS = {name: ("--set", "--run-dir", "--dry-run") for name in STAGES} | {
     "predict": (

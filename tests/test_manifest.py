@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from openbook.agnostic import AgnosticRecipe
 from openbook.config import UsageError
-from openbook.manifest import load_manifest
+from openbook.manifest import load_manifest, resolved
 
 GOOD = """\
 - name: sst2
@@ -78,3 +79,21 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "tasks.yaml").write_bytes(b"- name: \xff")
     with pytest.raises(UsageError, match=r"tasks\.yaml cannot be read"):
         load_manifest(tmp_path / "tasks.yaml")
+
+
+def test_a_name_is_enough_wherever_a_recipe_lists_tasks(tmp_path: Path) -> None:
+    named = [{"name": "mails"}]
+    raw = {
+        "name": "run",
+        "manifest": str(write(tmp_path, GOOD)),
+        "teacher": {"model": "m", "tasks": named},
+        "text": {"sources": [{"path": "a.txt"}], "budget_tokens": 9, "task_share": 0.1, "task_text": named},
+        "students": [{"name": "s"}],
+        "students_learn": {"tasks": named},
+        "fine_tune": {"tasks": named, "teacher_tasks": named, "known": named, "few": {"tasks": named}},
+    }
+    recipe = resolved(AgnosticRecipe.model_validate(raw)).model_dump(mode="json")
+    tuned, text = recipe["fine_tune"], recipe["text"]["task_text"]
+    lists = [recipe["teacher"]["tasks"], recipe["students_learn"]["tasks"], text, tuned["few"]["tasks"]]
+    lists += [tuned[key] for key in ("tasks", "teacher_tasks", "known")]
+    assert [[task["group"] for task in tasks] for tasks in lists] == [["helpdesk"]] * 7

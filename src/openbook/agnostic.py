@@ -12,7 +12,7 @@ Pair = Literal["qq", "kk", "vv", "qk", "qv", "kq", "kv", "vq", "vk"]
 
 
 class MixtureSettings(Settings):
-    """How the teacher's tasks are mixed (specification 2.2)."""
+    """How the tasks are mixed (specification 2.2)."""
 
     passes: Annotated[float, Field(gt=0)] = Field(3.0, description="over all tasks together")
     alpha: Annotated[float, Field(ge=0, le=1)] = Field(1.0, description="tasks are drawn by their size to this power")
@@ -20,15 +20,23 @@ class MixtureSettings(Settings):
     tasks_per_update: Positive = Field(32, description="micro-batches an update, each of one task")
     micro_batch: Positive = Field(16, description="rows of a micro-batch")
     systematic: bool = Field(False, description="tasks are dealt out evenly, not drawn by chance")
-    rows: Positive | None = Field(None, description="at most so many training rows of a task, drawn by `teacher.seed`")
+    rows: Positive | None = Field(None, description="at most so many training rows of a task, drawn by the seed beside")
     shuffle_labels: bool = Field(False, description="a control: labels change their rows within each task")
+    masked_text: bool = Field(
+        False, description="a control: hidden words of the tasks' texts are guessed, and no label is read"
+    )
 
 
-class SharedTeacherSettings(Settings):
-    """The large encoder, and the tasks it learns before it teaches; without tasks it teaches as it is."""
+class EncoderSettings(Settings):
+    """A pretrained encoder."""
 
     model: str | PackagedModel = Field(description="a Hub id, a local folder, or `{package: NAME, path: FOLDER}`")
     revision: str | None = Field(None, description="branch, tag or commit on the Hub")
+
+
+class MultiTaskSettings(Settings):
+    """The tasks that an encoder learns all at once, and how; students do so after their distillation."""
+
     tasks: tuple[TaskSettings, ...] = Field((), description="what it learns, all at once")
     mixture: MixtureSettings = MixtureSettings()
     scale_losses: bool = Field(True, description="cross-entropies divided by the logarithm of the number of choices")
@@ -38,12 +46,9 @@ class SharedTeacherSettings(Settings):
     processes: Positive = Field(1, description="that train it together, each with its share of an update")
     seed: int = Field(0, description="of heads, draws, batches and dropout")
 
-    @model_validator(mode="after")
-    def names_differ(self) -> Self:
-        names = [task.name for task in self.tasks]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"teacher.tasks names {twice[0]!r} twice; a task has one head")
-        return self
+
+class SharedTeacherSettings(MultiTaskSettings, EncoderSettings):
+    """The large encoder, and the tasks it learns before it teaches; without tasks it teaches as it is."""
 
 
 class TextSettings(Settings):
@@ -149,7 +154,7 @@ class FineTuneSettings(Settings):
         (), description="fine-tune the teacher alone on these as well, such as all that another teacher learned at once"
     )
     known: tuple[TaskSettings, ...] | None = Field(
-        None, description="what counts as trained on, where roles are told; `teacher.tasks` if absent"
+        None, description="what counts as trained on, where roles are told; what this run learns if absent"
     )
 
 
@@ -161,6 +166,9 @@ class AgnosticRecipe(Settings):
     text: TextSettings
     students: Annotated[tuple[NamedStudent, ...], Field(min_length=1)]
     distill: RelationSettings = RelationSettings()
+    students_learn: MultiTaskSettings | None = Field(
+        None, description="a control: what each student learns after distillation, as a teacher would; its heads go"
+    )
     fine_tune: FineTuneSettings = FineTuneSettings()
     manifest: str | None = Field(None, description="a YAML file with tasks of your own; elsewhere their name is enough")
     seed: int = Field(0, description="of the students' starts, batches and dropout")
@@ -171,3 +179,24 @@ class AgnosticRecipe(Settings):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"students: {twice[0]!r} is the name of two; each has a folder of its own")
         return self
+
+    @model_validator(mode="after")
+    def tasks_can_be_learned(self) -> Self:
+        if self.students_learn is not None and not self.students_learn.tasks:
+            raise ValueError("students_learn.tasks is empty; name what the students learn, or remove students_learn")
+        for key, settings in (("teacher", self.teacher), ("students_learn", self.students_learn)):
+            names = [task.name for task in settings.tasks] if settings else []
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"{key}.tasks names {twice[0]!r} twice; a task has one head")
+            if settings and settings.mixture.masked_text:
+                refuse_masked_text(key, settings)
+        return self
+
+
+def refuse_masked_text(key: str, settings: MultiTaskSettings) -> None:
+    """Raise ValueError where there is no text to hide words of, or labels are asked for too."""
+    told = f"{key}.mixture.masked_text=true hides words of the tasks' texts"
+    if not settings.tasks:
+        raise ValueError(f"{told}, and {key}.tasks is empty; name tasks, or set it to false")
+    if settings.mixture.shuffle_labels:
+        raise ValueError(f"{told} and reads no labels, and {key}.mixture.shuffle_labels=true moves them; keep one")

@@ -12,10 +12,11 @@ import torch
 
 from openbook.agnostic_grid import AgnosticGrid, recipe_of
 from openbook.agnostic_page import publish
-from openbook.agnostic_run import AgnosticRun
+from openbook.agnostic_run import AgnosticRun, lengths_of
 from openbook.checkpoint import fingerprint, link, read_json, write_json
 from openbook.console import console
-from openbook.pipeline import alone, check, perform, plan
+from openbook.drift import drift
+from openbook.pipeline import Step, alone, check, perform, plan
 
 SHARED = ("tokens", "trials")  # folders whose content goes by fingerprint
 
@@ -54,26 +55,59 @@ def execute(experiment: AgnosticExperiment, arms: Sequence[str] | None, page: Pa
 def finish(experiment: AgnosticExperiment, arm: str, seed: int) -> None:
     """Bring one run up to date, with what other runs made from the same, and keep its results."""
     run, path = experiment.run_of(arm, seed), experiment.record_of(arm, seed)
+    key = fingerprint([step.inputs for step in linked(experiment, run)])
+    kept = read_json(path) if path.exists() else {}
+    is_done = kept.get("key") == key
+    if is_done and ("drift" in kept or not plan(run, "train-teacher")[0].fresh):  # none is trained again for it alone
+        console.print("                done before")
+        return
+    teacher, *others = plan(run, "train-teacher" if is_done else None)
+    perform(run, teacher)
+    moved = drift_of(experiment, run)  # before more is spent: it tells whether students can differ
+    for step in others:
+        perform(run, step)
+    if not is_done:
+        kept = {"key": key, "arm": arm, "seed": seed, **told(run)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, kept | {"drift": moved})
+
+
+def linked(experiment: AgnosticExperiment, run: AgnosticRun, until: str | None = None) -> list[Step]:
+    """The stages of a run, whose folders now lead to where runs that make them from the same share them."""
     run.folder.mkdir(parents=True, exist_ok=True)
     for name in SHARED:
         link(run.folder / name, experiment.root / "store" / name)
         (experiment.root / "store" / name).mkdir(parents=True, exist_ok=True)
-    steps = plan(run)
+    steps = plan(run, until)
     for step in steps:
         folder = step.stage.folder
         link(run.folder / folder, experiment.root / "store" / folder / fingerprint(step.inputs)[:16])
-    key = fingerprint([step.inputs for step in steps])
-    if path.exists() and read_json(path)["key"] == key:
-        console.print("                done before")
-        return
-    for step in plan(run):
-        perform(run, step)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"key": key, "arm": arm, "seed": seed, **told(run)})
+    return steps
+
+
+def drift_of(experiment: AgnosticExperiment, run: AgnosticRun) -> dict[str, Any] | None:
+    """How far the teacher moved, on text that is the same for all arms; None if it was another encoder before.
+
+    Of the plain arm's text the blocks that students read last are taken, as the losses at their end are of those.
+    """
+    plain = experiment.run_of(experiment.grid.plain, experiment.grid.seeds[0])
+    if run.teacher_digest != plain.teacher_digest:
+        return None
+    linked(experiment, plain, "build-text")
+    for step in plan(plain, "build-text"):
+        if not step.fresh:
+            perform(plain, step)
+    found = drift(run, plain.folder / "text" / lengths_of(plain.recipe.text)[-1][0])
+    told = ", ".join(f"{one['loss']:.4f} for {name}" for name, one in found["students"].items())
+    console.print(f"{'':15} drift of the teacher: {told}")
+    return found
 
 
 def told(run: AgnosticRun) -> dict[str, Any]:
-    """What the page is made of: the teacher's tasks, the text, the students' losses, every fine-tuning."""
+    """What the page is made of: the teacher's tasks, the text, the students' losses, every fine-tuning.
+
+    Of controls also how well a teacher guesses hidden words, and what students learned after distillation.
+    """
     students = {
         student.name: {
             "loss": read_json(run.folder / "students" / student.name / "history.json")[-1]["loss"],
@@ -82,8 +116,13 @@ def told(run: AgnosticRun) -> dict[str, Any]:
         for student in run.recipe.students
     }
     results = read_json(run.folder / "evaluation" / "results.json")
+    teacher = read_json(run.folder / "teacher" / "scores.json")
+    if run.recipe.students_learn is not None:
+        for name, one in students.items():
+            one["learned"] = read_json(run.students_folder / name / "scores.json")
     return {
-        "teacher": read_json(run.folder / "teacher" / "scores.json")["tasks"],
+        "teacher": teacher["tasks"],
+        **{name: part for name, part in teacher.items() if name == "masked_text"},
         "text": read_json(run.folder / "text" / "statistics.json"),
         "students": students,
         **{name: results[name] for name in ("rows", "teacher_rows", "heads")},

@@ -43,6 +43,7 @@ def render(results: Path) -> str:
         "roles": [(role, role_table(grid, rows)) for role, rows in by_role(known).items()],
         "teacher": teacher_table(grid, records),
         "students": student_table(records),
+        "drift": next((r["drift"] for r in records if r.get("drift")), None),
         "lost": lost,
         "trainings": len(scores) + len(lost),
     }
@@ -171,12 +172,20 @@ def mean_of(rows: Sequence[Mapping[str, Any]], task: str) -> str:
 
 
 def student_table(records: Sequence[Mapping[str, Any]]) -> Columns:
-    """How the distillations ended."""
-    lines = [(r["arm"], r["seed"], name, one) for r in records for name, one in r["students"].items()]
+    """How the distillations ended, and how far the teacher had moved before them."""
+    lines = [(r, name, one) for r in records for name, one in r["students"].items()]
+    moved = [((r.get("drift") or {}).get("students") or {}).get(name, {}) for r, name, _ in lines]
+    relations = list(dict.fromkeys(part for one in moved for part in one if part != "loss"))
     return {
-        "arm": [arm for arm, _, _, _ in lines],
-        "seed": [str(seed) for _, seed, _, _ in lines],
-        "student": [name for _, _, name, _ in lines],
-        "updates": [str(one["updates"]) for _, _, _, one in lines],
-        "loss at the end": [f"{one['loss']:.4f}" for _, _, _, one in lines],
+        "arm": [r["arm"] for r, _, _ in lines],
+        "seed": [str(r["seed"]) for r, _, _ in lines],
+        "student": [name for _, name, _ in lines],
+        "updates": [str(one["updates"]) for _, _, one in lines],
+        "loss at the end": [f"{one['loss']:.4f}" for _, _, one in lines],
+        "drift of the teacher": [told_of(one, "loss") for one in moved],
+        **{f"of it {relation}": [told_of(one, relation) for one in moved] for relation in relations},
     }
+
+
+def told_of(moved: Mapping[str, float], part: str) -> str:
+    return f"{moved[part]:.4f}" if part in moved else NONE

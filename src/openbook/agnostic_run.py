@@ -14,12 +14,19 @@ from openbook.checkpoint import building, fingerprint, is_fresh
 from openbook.config import Kind, TaskSettings
 from openbook.data.batches import Tokenised, tokenise
 from openbook.data.roles import Duplicates, near_duplicates
-from openbook.data.tasks import TaskData, load_task
+from openbook.data.tasks import load_task
 from openbook.models.student import load_tokenizer
 from openbook.types import Example
 from openbook.workspace import Workspace, tokenizer_digest
 
 task_of = cache(load_task)  # by settings: teacher, text and fine-tuning read the same rows
+
+
+@cache
+def duplicates_of(learned: tuple[TaskSettings, ...], judged: tuple[TaskSettings, ...]) -> Duplicates:
+    """Training rows of the first tasks that nearly equal a reported row of one of the second."""
+    rows = chain.from_iterable(task_of(task).test for task in judged)
+    return near_duplicates({task.name: task_of(task).train for task in learned}, rows)
 
 
 @dataclass(frozen=True)
@@ -28,18 +35,22 @@ class AgnosticRun(Workspace):
 
     recipe: AgnosticRecipe
 
-    @cached_property
-    def tasks(self) -> dict[str, TaskData]:
-        """The teacher's tasks by name, in the order of the recipe."""
-        return {settings.name: task_of(settings) for settings in self.recipe.teacher.tasks}
+    @property
+    def learned(self) -> tuple[TaskSettings, ...]:
+        """What the teacher learns, then what the students do."""
+        students = self.recipe.students_learn
+        return (*self.recipe.teacher.tasks, *(students.tasks if students else ()))
 
-    @cached_property
-    def duplicates(self) -> Duplicates:
-        """Training rows of the teacher's tasks that nearly equal a row some score of this run comes from."""
+    def duplicates(self, tasks: tuple[TaskSettings, ...]) -> Duplicates:
+        """Training rows of these tasks that nearly equal a row some score of this run comes from."""
         settings = self.recipe.fine_tune
-        judged = {task.name: task for task in (*self.recipe.teacher.tasks, *settings.tasks, *settings.few.tasks)}
-        rows = chain.from_iterable(task_of(task).test for task in judged.values())
-        return near_duplicates({name: task.train for name, task in self.tasks.items()}, rows)
+        judged = {task.name: task for task in (*self.learned, *settings.tasks, *settings.few.tasks)}
+        return duplicates_of(tasks, tuple(judged.values()))
+
+    @property
+    def students_folder(self) -> Path:
+        """Where the last stage that trains students leaves them."""
+        return self.folder / ("students" if self.recipe.students_learn is None else "trained_students")
 
     @cached_property
     def tokenizer(self) -> Any:

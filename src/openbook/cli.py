@@ -109,6 +109,14 @@ def build_text(recipe: RecipePath, set_: Overrides = None, run_dir: RunFolder = 
 
 
 @app.command()
+def train_students(
+    recipe: RecipePath, set_: Overrides = None, run_dir: RunFolder = None, dry_run: DryRun = False
+) -> None:
+    """Let task-agnostic students learn many tasks themselves, where the recipe asks for that."""
+    stage(recipe, set_, run_dir, dry_run, "train-students")
+
+
+@app.command()
 def build_kb(recipe: RecipePath, set_: Overrides = None, run_dir: RunFolder = None, dry_run: DryRun = False) -> None:
     """Fill the knowledge base with the teacher's answers and tune how far it is trusted."""
     stage(recipe, set_, run_dir, dry_run, "build-kb")

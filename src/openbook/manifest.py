@@ -46,14 +46,22 @@ def resolved(recipe: AgnosticRecipe) -> AgnosticRecipe:
     def described(tasks: tuple[TaskSettings, ...]) -> tuple[TaskSettings, ...]:
         return tuple(known.get(task.name, task) if task.model_fields_set == {"name"} else task for task in tasks)
 
-    fine_tune = recipe.fine_tune
+    fine_tune, own = recipe.fine_tune, recipe.students_learn
     few = fine_tune.few.model_copy(update={"tasks": described(fine_tune.few.tasks)})
     seen = None if fine_tune.known is None else described(fine_tune.known)
     return recipe.model_copy(
         update={
             "teacher": recipe.teacher.model_copy(update={"tasks": described(recipe.teacher.tasks)}),
             "text": recipe.text.model_copy(update={"task_text": described(recipe.text.task_text)}),
-            "fine_tune": fine_tune.model_copy(update={"tasks": described(fine_tune.tasks), "few": few, "known": seen}),
+            "students_learn": own and own.model_copy(update={"tasks": described(own.tasks)}),
+            "fine_tune": fine_tune.model_copy(
+                update={
+                    "tasks": described(fine_tune.tasks),
+                    "teacher_tasks": described(fine_tune.teacher_tasks),
+                    "few": few,
+                    "known": seen,
+                }
+            ),
         }
     )
 

@@ -35,6 +35,7 @@ from openbook.stages import (
     record_answers,
     retrieve,
     train_multitask,
+    train_students,
     train_teacher,
     write_report,
 )
@@ -88,7 +89,8 @@ AGNOSTIC_STAGES = {
         Stage(
             "distill", "students", after("train-teacher", "build-text"), distill_agnostic.inputs, distill_agnostic.build
         ),
-        Stage("evaluate", "evaluation", after("distill"), evaluate_agnostic.inputs, evaluate_agnostic.build),
+        Stage("train-students", "trained_students", after("distill"), train_students.inputs, train_students.build),
+        Stage("evaluate", "evaluation", evaluate_agnostic.upstream, evaluate_agnostic.inputs, evaluate_agnostic.build),
     )
 }
 
@@ -161,6 +163,7 @@ def check(run: Any) -> None:
         train_multitask.check(run)
         build_text.check(run)
         distill_agnostic.check(run)
+        train_students.check(run)
         evaluate_agnostic.check(run)
         return
     _ = run.kind

@@ -34,6 +34,10 @@ class Entry:
     shots: int | None = None
 
 
+def upstream(recipe: AgnosticRecipe) -> tuple[str, ...]:
+    return ("distill",) if recipe.students_learn is None else ("train-students",)
+
+
 def inputs(run: AgnosticRun) -> dict[str, Any]:
     settings = run.recipe.fine_tune
     tasks = {task.name: digest_of(task) for task in (*settings.tasks, *settings.few.tasks, *settings.teacher_tasks)}
@@ -93,8 +97,8 @@ def only_teacher(run: AgnosticRun) -> list[Entry]:
 
 
 def scores_of_heads(run: AgnosticRun) -> dict[str, dict[str, float]]:
-    """What the teacher's own heads score on the reported rows of the tasks it learned."""
-    if not run.recipe.teacher.tasks:
+    """What the teacher's own heads, if it has any, score on the reported rows of the tasks it learned."""
+    if not run.recipe.teacher.tasks or run.recipe.teacher.mixture.masked_text:
         return {}
     folder = run.folder / "teacher"
     model = MultiTask(load_headless(str(folder)), read_tasks(folder)).to(Accelerator().device)
@@ -181,7 +185,7 @@ def tried(trial: Trial, place: Place, limits: Limits, optim: Any, progress: Call
 
 
 def place_of(run: AgnosticRun, model: str) -> Place:
-    encoder = run.folder / "teacher" if model == TEACHER else run.folder / "students" / model
+    encoder = run.folder / "teacher" if model == TEACHER else run.students_folder / model
     made = read_json(encoder.parent / "artifact.json" if model != TEACHER else encoder / "artifact.json")
     settings = run.recipe.fine_tune
     how = fingerprint([made["fingerprint"], settings.rows, settings.test_rows, settings.optim.model_dump(mode="json")])
@@ -191,7 +195,7 @@ def place_of(run: AgnosticRun, model: str) -> Place:
 def told(run: AgnosticRun, entry: Entry, trials: Sequence[Trial]) -> list[dict[str, Any]]:
     """A row for each final training, with the role of its task."""
     settings, place = run.recipe.fine_tune, place_of(run, entry.model)
-    known = run.recipe.teacher.tasks if settings.known is None else settings.known
+    known = run.learned if settings.known is None else settings.known
     records = [read_json(place.record_of(trial)) for trial in trials]
     if settings.select == "dev-max":
         records = best_choice(records)
