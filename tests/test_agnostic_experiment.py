@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
+from openbook import agnostic_experiment
 from openbook.agnostic_experiment import AgnosticExperiment, drift_of, execute
 from openbook.agnostic_grid import agnostic_grid, is_agnostic, recipe_of
 from openbook.config import UsageError
 from openbook.data.batches import Tokenised
 from openbook.grid import raw_grid
+from openbook.pipeline import Step, perform
 from openbook.recipe import load_recipe
 
 pytestmark = pytest.mark.usefixtures("trials_here")
@@ -57,7 +59,16 @@ def at(folder: Path, grid_file: Path) -> AgnosticExperiment:
 @pytest.fixture(scope="session")
 def done(grid_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("agnostic")
-    execute(at(folder, grid_file), None, folder / "page.md")
+    built: Counter[str] = Counter()
+
+    def counted(run: Any, step: Step) -> None:
+        built[step.stage.name] += not step.fresh
+        perform(run, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agnostic_experiment, "perform", counted)
+        execute(at(folder, grid_file), None, folder / "page.md")
+    (folder / "built.json").write_text(json.dumps(built))
     return folder
 
 
@@ -83,6 +94,8 @@ def test_arms_and_seeds_share_what_is_made_from_the_same(done: Path) -> None:
     assert {name: len(list((store / name).iterdir())) for name in ("teacher", "text", "students", "evaluation")} == {
         "teacher": 2, "text": 1, "students": 4, "evaluation": 4,
     }  # fmt: skip
+    built = json.loads((done / "built.json").read_text())
+    assert built == {"train-teacher": 2, "build-text": 1, "distill": 4, "evaluate": 4}
 
 
 def test_the_page_tells_claims_roles_and_teachers(done: Path) -> None:

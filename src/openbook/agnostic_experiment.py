@@ -61,12 +61,11 @@ def finish(experiment: AgnosticExperiment, arm: str, seed: int) -> None:
     if is_done and ("drift" in kept or not plan(run, "train-teacher")[0].fresh):  # none is trained again for it alone
         console.print("                done before")
         return
-    teacher, *others = plan(run, "train-teacher" if is_done else None)
-    perform(run, teacher)
+    perform(run, plan(run, "train-teacher")[0])
     moved = drift_of(experiment, run)  # before more is spent: it tells whether students can differ
-    for step in others:
-        perform(run, step)
     if not is_done:
+        for step in plan(run)[1:]:  # the plain arm's text is there by now
+            perform(run, step)
         kept = {"key": key, "arm": arm, "seed": seed, **told(run)}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, kept | {"drift": moved})
