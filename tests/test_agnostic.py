@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from interruptions import killing_after
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
@@ -148,17 +149,6 @@ def test_a_killed_run_resumes_to_the_same_weights(
     assert_equal(folder / "teacher", finished / "teacher")
     for name in ("small", "wide"):
         assert_equal(folder / "students" / name, finished / "students" / name)
-
-
-def killing_after(updates: int) -> Any:
-    save = training.save_checkpoint
-
-    def stop(learners: Any, scratch: Any, done: int, accelerator: Any) -> None:
-        save(learners, scratch, done, accelerator)
-        if done >= updates:
-            raise KeyboardInterrupt
-
-    return stop
 
 
 def test_nothing_runs_twice(finished: Path, many: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from interruptions import killing_after
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
@@ -61,17 +62,6 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def same(one: Path, other: Path) -> bool:
     left, right = weights(one), weights(other)
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
-
-
-def killing_after(updates: int) -> Any:
-    save = training.save_checkpoint
-
-    def stop(learners: Any, scratch: Any, done: int, accelerator: Any) -> None:
-        save(learners, scratch, done, accelerator)
-        if done >= updates:
-            raise KeyboardInterrupt
-
-    return stop
 
 
 # A teacher that reads the tasks' texts and no label

@@ -161,7 +161,7 @@ class OpenBook:
         is not in a folder.
         """
         if not 0 < weight < np.inf:
-            raise UsageError(f"weight={weight}: an entry counts once or more; give a number above 0")
+            raise UsageError(f"weight={weight}: an entry counts as much as so many others; give a number above 0")
         rows, single = as_rows(texts)
         folder = self._folder()
         values = None if labels is None else self.values([labels] if single else labels, len(rows))
