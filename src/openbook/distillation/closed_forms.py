@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from openbook.distillation.relation_kernel import relation
+
 MASKED = -1e9  # finite, since minus infinity turns into 0 * NaN inside a KL
 CACHED_ENTRIES = 1 << 17  # of maps in memory at once: 512 KiB in float32, which a processor's cache holds
 SHARED_ENTRIES = 1 << 20  # the same where threads share every step, and meet after it
@@ -102,7 +104,7 @@ class _AttentionError(torch.autograd.Function):
 
 
 class _RelationKL(torch.autograd.Function):
-    """Weighted KL of one relation, a few maps (L, L) at a time.
+    """Weighted KL of one relation, a few maps (L, L) at a time, or a row at a time on a processor (`relation_kernel`).
 
     The gradient is taken beside the loss, as in `_StateError`: only tensors of the size of q, k and v remain.
     """
@@ -117,9 +119,16 @@ class _RelationKL(torch.autograd.Function):
         real: Tensor,  # (B, L) bool
         rows: Tensor,  # (B, L) weight of each query
     ) -> Tensor:
+        sides = student_left, student_right, teacher_left, teacher_right
+        if all(_is_plain(side) for side in sides):
+            own, own_too, aim, aim_too = (side.detach().numpy() for side in sides)
+            total, *gradients = relation(
+                (own, own_too), (aim, aim_too), real.numpy(), rows.numpy(), torch.get_num_threads()
+            )
+            ctx.save_for_backward(*map(torch.from_numpy, gradients))
+            return rows.new_tensor(total)
         heads, length = student_left.shape[1:3]
-        sides = (side.flatten(0, 1) for side in (student_left, student_right, teacher_left, teacher_right))
-        own_left, own_right, aim_left, aim_right = sides  # each (BA, L, d/A)
+        own_left, own_right, aim_left, aim_right = (side.flatten(0, 1) for side in sides)  # each (BA, L, d/A)
         padding = torch.zeros_like(rows).masked_fill_(~real, MASKED).repeat_interleave(heads, 0)[:, None]  # (BA, 1, L)
         weights = rows.repeat_interleave(heads, 0)[:, :, None]  # (BA, L, 1)
         loss = rows.new_zeros(())
@@ -198,6 +207,11 @@ def _chunks(count: int, entries: int, device: torch.device) -> Iterator[slice]:
     most = on_processor if device.type == "cpu" else CHUNK_ENTRIES
     step = max(1, most // entries)
     return (slice(first, first + step) for first in range(0, count, step))
+
+
+def _is_plain(side: Tensor) -> bool:
+    """Whether the compiled kernel takes it; what is not finite goes the way on which it shows in the loss."""
+    return side.device.type == "cpu" and side.dtype == torch.float32 and bool(side.isfinite().all())
 
 
 def _relation(left: Tensor, right: Tensor, padding: Tensor) -> tuple[Tensor, Tensor, Tensor]:

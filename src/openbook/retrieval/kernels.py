@@ -7,14 +7,12 @@ Flood, Query evaluation: strategies and optimizations, 1995). What may still be 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-F = TypeVar("F", bound=Callable[..., Any])
+from openbook.native import compiled
 
 COUNT_BITS = 4  # of a posting: occurrences in the text; the upper 28 are the number of the text
 MANY = (1 << COUNT_BITS) - 1  # stands for this many occurrences or more
@@ -23,14 +21,6 @@ GRID = 2.0**-44  # weights are multiples of it: below 512 their float64 sums do 
 SHARE = 0.4  # of the score to beat, left to words that are only bounded; measured, any value finds the same
 ROUNDING = 2.0**-20  # a word: more than float32 sums can be off by
 TINY = 1e-30
-
-
-def compiled(function: F) -> F:
-    """Machine code that runs without the interpreter's lock, kept beside the module where that can be written."""
-    try:
-        return cast(F, njit(nogil=True, error_model="numpy", cache=True)(function))
-    except RuntimeError:  # no folder for the cache
-        return cast(F, njit(nogil=True, error_model="numpy")(function))
 
 
 class Arrays(NamedTuple):
