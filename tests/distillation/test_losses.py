@@ -388,7 +388,7 @@ def test_relations_equal_the_plain_computation_and_their_gradient_its_slope(
     expected = plain_relations(student, teacher, mask, 3, norm)
     whole = losses.relations(student, teacher, mask, 3, norm=norm)
     close(whole, expected, 1e-10)
-    monkeypatch.setattr(closed_forms, "CACHED_ENTRIES", 2 * 4 * 4)  # two of nine maps at a time
+    monkeypatch.setattr(closed_forms, "CHUNK_ENTRIES", 2 * 4 * 4)  # two of nine maps at a time
     chunked = losses.relations(student, teacher, mask, 3, norm=norm)
     close(chunked, expected, 1e-10)
     for part in student:

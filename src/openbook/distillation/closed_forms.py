@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,9 +14,7 @@ from torch.autograd.function import once_differentiable
 from openbook.distillation.relation_kernel import relation
 
 MASKED = -1e9  # finite, since minus infinity turns into 0 * NaN inside a KL
-CACHED_ENTRIES = 1 << 17  # of maps in memory at once: 512 KiB in float32, which a processor's cache holds
-SHARED_ENTRIES = 1 << 20  # the same where threads share every step, and meet after it
-CHUNK_ENTRIES = 1 << 24  # the same on a GPU
+CHUNK_ENTRIES = 1 << 24  # of maps in memory at once: 64 MiB in float32
 KEYED_ENTRIES = 1 << 22  # similarities to keys at once: fewer would read tens of thousands of keys again and again
 
 
@@ -104,7 +102,9 @@ class _AttentionError(torch.autograd.Function):
 
 
 class _RelationKL(torch.autograd.Function):
-    """Weighted KL of one relation, a few maps (L, L) at a time, or a row at a time on a processor (`relation_kernel`).
+    """Weighted KL of one relation: compiled, a row of scores at a time, or some maps (L, L) at a time.
+
+    The former is for float32 on a processor (`relation_kernel`), the latter for all else.
 
     The gradient is taken beside the loss, as in `_StateError`: only tensors of the size of q, k and v remain.
     """
@@ -133,7 +133,8 @@ class _RelationKL(torch.autograd.Function):
         weights = rows.repeat_interleave(heads, 0)[:, :, None]  # (BA, L, 1)
         loss = rows.new_zeros(())
         left_gradient, right_gradient = torch.empty_like(own_left), torch.empty_like(own_right)
-        for chunk in _chunks(len(weights), length**2, rows.device):
+        step = max(1, CHUNK_ENTRIES // length**2)
+        for chunk in (slice(first, first + step) for first in range(0, len(weights), step)):
             left, right = own_left[chunk], own_right[chunk]
             scores, shares, log_sum = _relation(left, right, padding[chunk])
             aims, targets, aim_log_sum = _relation(aim_left[chunk], aim_right[chunk], padding[chunk])
@@ -199,14 +200,6 @@ state_error: Callable[..., Tensor] = _StateError.apply
 attention_error: Callable[..., Tensor] = _AttentionError.apply
 relation_kl: Callable[..., Tensor] = _RelationKL.apply
 neighbour_kl: Callable[..., Tensor] = _NeighbourKL.apply
-
-
-def _chunks(count: int, entries: int, device: torch.device) -> Iterator[slice]:
-    """Parts of so many things, each with so many entries, as large as is fast."""
-    on_processor = CACHED_ENTRIES if torch.get_num_threads() == 1 else SHARED_ENTRIES
-    most = on_processor if device.type == "cpu" else CHUNK_ENTRIES
-    step = max(1, most // entries)
-    return (slice(first, first + step) for first in range(0, count, step))
 
 
 def _is_plain(side: Tensor) -> bool:
