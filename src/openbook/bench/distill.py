@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -19,7 +19,7 @@ from openbook.bench.minilm_rivals import RIVALS, Steps, steps_of
 from openbook.config import FileSource, Optim, StudentSettings
 from openbook.console import console
 from openbook.data.batches import WINDOW, BatchPlan, Tokenised
-from openbook.data.blocks import Cut, write_blocks
+from openbook.data.blocks import Cut, Document, Part, write_blocks
 from openbook.data.sources import documents
 from openbook.distillation.mapping import relation_heads
 from openbook.distillation.relations import RelationLesson, Relations
@@ -33,6 +33,7 @@ OURS, TWO = "openbook", "openbook, two students"
 WARM = 2  # updates before the first that counts
 LEAST_BATCHES = 2 * WINDOW  # of text: with less, batches hold blocks of more different lengths than in a real run
 PAIRS = ("qq", "kk", "vv")
+CHARACTERS = 8  # read for a word-piece: more than any text needs
 
 
 def run(
@@ -86,12 +87,22 @@ def prepare(
     tokenizer, wide = load_tokenizer(teacher), load_headless(teacher)
     assert optim.batch_tokens is not None
     budget = max(2 * updates, LEAST_BATCHES) * optim.batch_tokens
-    write_blocks(documents(text, "--source"), tokenizer, Cut(128, 0.5, 16, 0), budget, folder / "text")
+    enough = first_documents(documents(text, "--source"), CHARACTERS * budget)
+    write_blocks([Part("--source", enough, Cut(128, 0.5, 16, 0), budget)], tokenizer, folder / "text")
     vocabulary = int(wide.model.config.vocab_size)
     headless(new_student(student, Head(None), tokenizer, vocabulary, 512, 0)).save(folder / "student", tokenizer)
     fits = [n for n in range(1, student.hidden_size + 1) if wide.width % n == student.hidden_size % n == 0]
     chosen = relation_heads(wide.width, student.hidden_size, None)
     return {"relation_heads": chosen, "heads_that_fit": [fits[0], chosen], "teacher_layers": wide.layers}
+
+
+def first_documents(every: Iterable[Document], characters: int) -> Iterator[Document]:
+    """As many as have so many characters."""
+    for name, text in every:
+        yield name, text
+        characters -= len(text)
+        if characters <= 0:
+            return
 
 
 def open_ours(teacher: str, folder: Path, optim: Optim, heads: int, students: int) -> Steps:

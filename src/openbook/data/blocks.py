@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,10 +18,11 @@ from openbook.data.batches import write_tokens
 
 AT_ONCE = 1_000  # documents the tokenizer gets in one call
 LARGEST = 2.0**64
-SPARE = 1.1  # documents drawn beyond the budget, since their number of word-pieces is estimated
+SPARE = 1.2  # documents drawn beyond the budget, since their number of word-pieces is estimated
 
 Document = tuple[str, str]  # id and text
 Pieces = NDArray[np.int32]
+Block = tuple[str, Pieces, NDArray[np.int8], int]  # id, word-pieces, token types, number of special tokens
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,16 @@ class Cut:
     seed: int
 
 
+@dataclass(frozen=True)
+class Part:
+    """Documents that become blocks of at most so many word-pieces of text."""
+
+    name: str  # of the setting that they come from
+    documents: Iterable[Document]
+    how: Cut
+    budget: int
+
+
 def draw_documents(
     documents: Callable[[], Iterable[Document]], tokens: int, per_character: float, seed: str
 ) -> Iterator[Document]:
@@ -115,8 +126,8 @@ def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return found
 
 
-def cut(documents: Iterable[Document], tokenizer: Any, how: Cut) -> Iterator[tuple[str, Pieces, NDArray[np.int8], int]]:
-    """Id, word-pieces, token types and number of special tokens of every block; none holds two documents."""
+def cut(documents: Iterable[Document], tokenizer: Any, how: Cut) -> Iterator[Block]:
+    """Every block of every document; none holds text of two."""
     frame = Frame.of(tokenizer)
     dice = random.Random(how.seed)
     stream = iter(documents)
@@ -131,29 +142,34 @@ def cut(documents: Iterable[Document], tokenizer: Any, how: Cut) -> Iterator[tup
                 start = stop
 
 
-def write_blocks(documents: Iterable[Document], tokenizer: Any, how: Cut, budget: int, folder: Path) -> dict[str, int]:
-    """Blocks of at most `budget` word-pieces of text as a `Tokenised` folder; how many, of which size.
+def write_blocks(parts: Sequence[Part], tokenizer: Any, folder: Path) -> dict[str, int]:
+    """The blocks of all parts, one after the other, as a `Tokenised` folder; how many, of which size.
 
-    Raises UsageError if there is no block.
+    What a part has beyond its budget is dropped, block by block as chance will have it, so that the end of its
+    documents is as likely to be read as their beginning. Raises UsageError for a part that gives no block.
     """
-    names: list[str] = []
-    ids: list[Pieces] = []
-    types: list[NDArray[np.int8]] = []
-    special: list[int] = []
-    room = budget
-    for name, block, kinds, extra in cut(documents, tokenizer, how):
-        if len(block) - extra > room:
-            break
-        room -= len(block) - extra
-        names.append(name)
-        ids.append(block)
-        types.append(kinds)
-        special.append(extra)
-    if not names:
-        raise UsageError(
-            f"text.sources holds no document of {how.least} word-pieces within text.budget_tokens={budget};"
-            " name more text, raise the budget, or lower text.least"
-        )
+    blocks: list[Block] = []
+    for part in parts:
+        kept = within([*cut(part.documents, tokenizer, part.how)], part.budget, part.how.seed)
+        if not kept:
+            raise UsageError(
+                f"{part.name} holds no document of {part.how.least} word-pieces within {part.budget} of"
+                " text.budget_tokens; name more text, raise the budget, or lower text.least"
+            )
+        blocks += kept
+    names, ids, types, special = zip(*blocks, strict=True)
     lengths = np.array([len(block) for block in ids])
     write_tokens(folder, names, lengths, np.concatenate(ids), np.concatenate(types), special, tokenizer.pad_token_id)
-    return {"blocks": len(names), "tokens": budget - room, "with_special_tokens": int(lengths.sum())}
+    total = int(lengths.sum())
+    return {"blocks": len(names), "tokens": total - sum(special), "with_special_tokens": total}
+
+
+def within(blocks: Sequence[Block], budget: int, seed: int) -> list[Block]:
+    """Blocks of no more than so many word-pieces of text, in their order; each is as likely to stay as any other."""
+    kept, room = set(), budget
+    for place in random.Random(seed).sample(range(len(blocks)), len(blocks)):
+        _, ids, _, special = blocks[place]
+        if len(ids) - special <= room:
+            kept.add(place)
+            room -= len(ids) - special
+    return [block for place, block in enumerate(blocks) if place in kept]
