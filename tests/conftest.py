@@ -238,7 +238,7 @@ text:
 students:
   - {{name: small, layers: 1, hidden_size: 16, heads: 2, dropout: 0.1}}
   - {{name: wide, layers: 2, hidden_size: 32, heads: 4, embeddings: projected,
-      optim: {{learning_rate: 5.0e-3, precision: fp32, batch_tokens: 256, checkpoint_every: 7}}}}
+      optim: {{learning_rate: 5.0e-3}}}}
 fine_tune:
   tasks:
     - *reviews

@@ -237,7 +237,9 @@ def test_recipes_without_the_new_keys_keep_their_stages_and_fingerprints(control
     steps = {step.stage.name: step.inputs for step in plan(run)}
     assert list(steps) == ["train-teacher", "build-text", "distill", "evaluate"]
     assert list(steps["evaluate"]["upstream"]) == ["distill"]
-    assert list(steps["train-teacher"]) == ["stage", "upstream", "pretrained", "settings", "duplicates", "tasks"]
+    assert list(steps["train-teacher"]) == [
+        "stage", "upstream", "pretrained", "settings", "duplicates", "names", "tasks",
+    ]  # fmt: skip
     assert set(steps["train-teacher"]["settings"]) == {
         "revision", "mixture", "scale_losses", "dropout", "optim", "judge_every", "seed",
     }  # fmt: skip
@@ -317,6 +319,7 @@ def test_a_teacher_that_learned_nothing_has_no_drift(
     found = drift(run, run.folder / "text" / "long")
     nothing = {"loss": 0.0, "qq": 0.0, "kk": 0.0, "vv": 0.0}
     assert (found["layer"], found["students"]) == (4, {"small": nothing, "wide": nothing})
+    assert found["layers"] == {str(layer): nothing for layer in range(1, 5)}
 
 
 def test_the_drift_is_the_relation_kl_of_the_layer_that_is_taught(
@@ -351,7 +354,8 @@ def test_the_drift_is_the_relation_kl_of_the_layer_that_is_taught(
     assert {pair: small[pair] for pair in expected} == pytest.approx(expected, rel=1e-3)
     assert small["loss"] == pytest.approx(sum(expected.values()), rel=1e-3)
     assert small["loss"] > 0.01
-    assert found["students"]["wide"] == small
+    assert found["students"]["wide"] == small == found["layers"]["2"]
+    assert len({one["loss"] for one in found["layers"].values()}) == 4
     assert found["blocks"] == min(64, len(batch.ids))
 
 

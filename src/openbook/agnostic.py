@@ -6,9 +6,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from openbook.config import Optim, PackagedModel, Positive, Settings, Source, StudentSettings, TaskSettings
+from openbook.config import Optim, PackagedModel, Positive, Settings, Shape, Source, Steps, TaskSettings, Weight
 
 Pair = Literal["qq", "kk", "vv", "qk", "qv", "kq", "kv", "vq", "vk"]
+
+
+RESERVED = {"scratch", "teacher"}
 
 
 class MixtureSettings(Settings):
@@ -41,7 +44,7 @@ class MultiTaskSettings(Settings):
     mixture: MixtureSettings = MixtureSettings()
     scale_losses: bool = Field(True, description="cross-entropies divided by the logarithm of the number of choices")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="before every head")
-    optim: Optim = Optim(learning_rate=5e-5, warmup=0.06, keep="best")
+    optim: Steps = Steps(learning_rate=5e-5, warmup=0.06, keep="best")
     judge_every: Positive = Field(100, description="updates between two looks at the rows set aside")
     processes: Positive = Field(1, description="that train it together, each with its share of an update")
     seed: int = Field(0, description="of heads, draws, batches and dropout")
@@ -83,16 +86,28 @@ class TextSettings(Settings):
         return self
 
 
-class NamedStudent(StudentSettings):
-    """One of the students that listen to the same teacher."""
+class OwnSteps(Settings):
+    """What a student's training has for itself; what is absent is as in `distill.optim`, and so is all else."""
+
+    learning_rate: Annotated[float, Field(gt=0)] | None = Field(None, description="the highest, after the warm-up")
+    weight_decay: Weight | None = Field(None, description="of matrices; biases and layer norms have none")
+    warmup: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="share of the updates")
+    clip: Annotated[float, Field(gt=0)] | None = Field(None, description="largest global gradient norm")
+
+    def over(self, shared: Optim) -> Optim:
+        return shared.model_copy(update=self.model_dump(exclude_none=True))
+
+
+class NamedStudent(Shape):
+    """One of the students that listen to the same teacher, whose tokenizer they share."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(description="its folder")
     architecture: Literal["modernbert", "bert"] = "bert"
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="while it learns, everywhere")
-    embeddings: Literal["random", "projected"] = Field(  # fewer choices than the base has
+    embeddings: Literal["random", "projected"] = Field(
         "random", description="`projected`: the teacher's word embeddings, by principal components"
     )
-    optim: Optim | None = Field(None, description="its own learning rate and so on; `distill.optim` if absent")
+    optim: OwnSteps = OwnSteps()
 
 
 class RelationSettings(Settings):
@@ -101,7 +116,11 @@ class RelationSettings(Settings):
     relations: Annotated[tuple[Pair, ...], Field(min_length=1)] = Field(
         ("qq", "kk", "vv"), description="pairs of projections, weights 1"
     )
-    teacher_layer: Positive | None = Field(None, description="whose relations are taught, from 1; the last if absent")
+    teacher_layer: Positive | None = Field(
+        None,
+        description="whose relations are taught, from 1. If absent, the last; of 24, the 21st of a BERT and the 19th of"
+        " a RoBERTa (MiniLMv2)",
+    )
     relation_heads: Positive | None = Field(None, description="must divide both widths; chosen if absent")
     norm: Literal["token", "flat", "paddle"] = Field(
         "token", description="what weighs the same: each text (`token`), each token (`flat`), or as in PaddleNLP"
@@ -115,6 +134,14 @@ class RelationSettings(Settings):
         " that is dropped afterwards, or take it from the teacher (equal widths)",
     )
     optim: Optim = Optim(learning_rate=6e-4, batch_tokens=8192, warmup=0.1)
+
+    @model_validator(mode="after")
+    def last_weights_stay(self) -> Self:
+        if self.optim.keep == "best":
+            raise ValueError(
+                "distill.optim.keep=best needs rows to judge by, and general text has none; set it to last"
+            )
+        return self
 
 
 class FewShotSettings(Settings):
@@ -178,6 +205,19 @@ class AgnosticRecipe(Settings):
         names = [student.name for student in self.students]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"students: {twice[0]!r} is the name of two; each has a folder of its own")
+        if taken := sorted({*names} & RESERVED):
+            raise ValueError(f"students: {taken[0]!r} is the name of something else in a run; choose another")
+        return self
+
+    @model_validator(mode="after")
+    def text_fills_a_batch(self) -> Self:
+        share = min(self.text.long_share, 1 - self.text.long_share) if self.text.long_length else 1.0
+        batch, smallest = self.distill.optim.batch_tokens, round(self.text.budget_tokens * share)
+        if batch is not None and smallest < batch:
+            raise ValueError(
+                f"text.budget_tokens={self.text.budget_tokens} gives {smallest} word-pieces of blocks of one length,"
+                f" fewer than a batch, distill.optim.batch_tokens={batch}; raise the first or lower the second"
+            )
         return self
 
     @model_validator(mode="after")

@@ -14,9 +14,12 @@ from openbook.agnostic_grid import AgnosticGrid, recipe_of
 from openbook.agnostic_page import publish
 from openbook.agnostic_run import AgnosticRun, lengths_of
 from openbook.checkpoint import fingerprint, link, read_json, write_json
+from openbook.config import UsageError
 from openbook.console import console
+from openbook.data.roles import role_of
 from openbook.drift import drift
 from openbook.pipeline import Step, alone, check, perform, plan
+from openbook.stages.evaluate_agnostic import judged, known
 
 SHARED = ("tokens", "trials")  # folders whose content goes by fingerprint
 
@@ -42,6 +45,7 @@ def execute(experiment: AgnosticExperiment, arms: Sequence[str] | None, page: Pa
     cells = [(arm, seed) for seed in experiment.grid.seeds for arm in arms or experiment.grid.arms]
     for arm, seed in cells:  # every recipe is checked before the first one runs
         check(experiment.run_of(arm, seed))
+    refuse_unlike_roles([experiment.run_of(arm, experiment.grid.seeds[0]) for arm in experiment.grid.arms])
     with alone(experiment.root):
         describe(experiment)
         for place, (arm, seed) in enumerate(cells, start=1):
@@ -50,6 +54,18 @@ def execute(experiment: AgnosticExperiment, arms: Sequence[str] | None, page: Pa
             )
             finish(experiment, arm, seed)
             publish(experiment.results, page)
+
+
+def refuse_unlike_roles(runs: Sequence[AgnosticRun]) -> None:
+    """Raise UsageError where a task has another role in another arm: such scores are not compared."""
+    first, *others = ({task.name: role_of(task, known(run)) for task in judged(run)} for run in runs)
+    for run, other in zip(runs[1:], others, strict=True):
+        for name, role in other.items():
+            if first.get(name, role) != role:
+                raise UsageError(
+                    f"task {name!r} is {first[name]} in {runs[0].recipe.name} and {role} in {run.recipe.name}, as their"
+                    " teachers learn other tasks; name in recipe.fine_tune.known what counts as trained on in all arms"
+                )
 
 
 def finish(experiment: AgnosticExperiment, arm: str, seed: int) -> None:

@@ -51,6 +51,9 @@ class AgnosticGrid(Settings):
         for arm in named:
             if arm not in self.arms:
                 raise ValueError(f"{arm!r} is none of arms: {', '.join(self.arms)}")
+        for one in self.contrasts:
+            if not any(one.weights.values()) or abs(sum(one.weights.values())) > 1e-9:
+                raise ValueError(f"contrast {one.name!r}: the weights {one.weights} do not add up to 0, such as 1, -1")
         return self
 
 

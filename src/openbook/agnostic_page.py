@@ -44,6 +44,7 @@ def render(results: Path) -> str:
         "teacher": teacher_table(grid, records),
         "students": student_table(records),
         "drift": next((r["drift"] for r in records if r.get("drift")), None),
+        "layers": layer_table(records),
         "lost": lost,
         "trainings": len(scores) + len(lost),
     }
@@ -185,6 +186,14 @@ def student_table(records: Sequence[Mapping[str, Any]]) -> Columns:
         "drift of the teacher": [told_of(one, "loss") for one in moved],
         **{f"of it {relation}": [told_of(one, relation) for one in moved] for relation in relations},
     }
+
+
+def layer_table(records: Sequence[Mapping[str, Any]]) -> Columns:
+    """The drift of every arm's teacher, layer by layer."""
+    moved = {r["arm"]: r["drift"]["layers"] for r in records if (r.get("drift") or {}).get("layers")}
+    layers = list(dict.fromkeys(layer for one in moved.values() for layer in one))
+    told = {f"layer {layer}": [told_of(one.get(layer, {}), "loss") for one in moved.values()] for layer in layers}
+    return {"arm": list(moved), **told} if moved else {}
 
 
 def told_of(moved: Mapping[str, float], part: str) -> str:

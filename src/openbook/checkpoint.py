@@ -16,6 +16,7 @@ from openbook.types import Artifact
 
 FORMAT = 1  # raised when an artefact of an older openbook can no longer be read
 MANIFEST = "artifact.json"
+MARK = "inputs.json"  # what is under construction is made from, beside the checkpoints
 SCRATCH = "scratch"  # inside a folder under construction: checkpoints to resume from, gone when it is finished
 
 
@@ -93,6 +94,15 @@ def finish_renaming(folder: Path) -> None:
         os.rename(retired, folder)
 
 
+def begun_with(folder: Path) -> dict[str, Any] | None:
+    """The inputs of what an interrupted run left under construction; None if there is nothing."""
+    try:
+        found = read_json(partial_folder(folder.resolve()) / SCRATCH / MARK)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 @contextmanager
 def building(folder: Path, inputs: Mapping[str, Any], editable: bool = False) -> Iterator[Path]:
     """A folder to write into, renamed to `folder` when the block ends without an error.
@@ -105,12 +115,12 @@ def building(folder: Path, inputs: Mapping[str, Any], editable: bool = False) ->
     finish_renaming(folder)
     started = time.monotonic()
     partial = partial_folder(folder)
-    mark = partial / SCRATCH / "inputs"
     wanted = fingerprint(inputs)
-    if partial.exists() and not (mark.exists() and mark.read_text() == wanted):
+    begun = begun_with(folder)
+    if partial.exists() and (begun is None or fingerprint(begun) != wanted):
         shutil.rmtree(partial)
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    mark.write_text(wanted)
+    (partial / SCRATCH).mkdir(parents=True, exist_ok=True)
+    write_json(partial / SCRATCH / MARK, inputs)
     (partial / MANIFEST).unlink(missing_ok=True)
     yield partial
     shutil.rmtree(partial / SCRATCH)

@@ -107,15 +107,10 @@ class PackagedModel(Settings):
     path: str = Field(description="the model's folder inside it, relative to site-packages")
 
 
-class Optim(Settings):
-    """How one training runs. The same loop serves fine-tuning and every distillation."""
+class Steps(Settings):
+    """How weights move, whatever is read."""
 
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-4, description="the highest, after the warm-up")
-    epochs: Annotated[float, Field(ge=0)] = Field(3.0, description="passes over the examples; 0 skips this training")
-    tokens: Positive | None = Field(None, description="real tokens read in all, padding excluded; replaces `epochs`")
-    batch_size: Positive = Field(32, description="examples a batch")
-    batch_tokens: Positive | None = Field(None, description="real tokens a batch at most; replaces `batch_size`")
-    accumulation: Positive = Field(1, description="batches per update")
     weight_decay: Weight = Field(0.01, description="of matrices; biases and layer norms have none")
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="share of the updates; then linear to zero")
     clip: Annotated[float, Field(gt=0)] = Field(1.0, description="largest global gradient norm")
@@ -124,6 +119,16 @@ class Optim(Settings):
         "last", description="which weights stay: the last, or those of the epoch that scored best on the held-out rows"
     )
     checkpoint_every: Positive = Field(200, description="updates between two checkpoints to resume from")
+
+
+class Optim(Steps):
+    """How one training runs. The same loop serves fine-tuning and every distillation."""
+
+    epochs: Annotated[float, Field(ge=0)] = Field(3.0, description="passes over the examples; 0 skips this training")
+    tokens: Positive | None = Field(None, description="real tokens read in all, padding excluded; replaces `epochs`")
+    batch_size: Positive = Field(32, description="examples a batch")
+    batch_tokens: Positive | None = Field(None, description="real tokens a batch at most; replaces `batch_size`")
+    accumulation: Positive = Field(1, description="batches per update")
 
 
 class TaskSettings(Settings):
@@ -253,8 +258,8 @@ class CorpusSettings(Settings):
         return self
 
 
-class StudentSettings(Settings):
-    """The small model: any shape, and how it starts."""
+class Shape(Settings):
+    """A small model of any shape."""
 
     architecture: Literal["modernbert", "bert"] = Field(
         "modernbert",
@@ -266,19 +271,9 @@ class StudentSettings(Settings):
     intermediate_size: Positive | None = Field(
         None, description="feed-forward width; chosen from `hidden_size` if absent"
     )
-    tokenizer: str | None = Field(None, description="a Hub id or folder; the teacher's if absent")
-    max_positions: Positive | None = Field(None, description="positions it can read; `task.max_length` if absent")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="while it learns, everywhere")
     init: Literal["random", "layer_copy"] = Field("random", description="`layer_copy` needs the teacher's widths")
     copy_which: Literal["last", "first"] = Field("last", description="which layer of each group `layer_copy` takes")
-    copy_from: Literal["fine_tuned", "pretrained"] = Field(
-        "fine_tuned", description="the teacher that `layer_copy` takes its layers from: after or before fine-tuning"
-    )
-    embeddings: Literal["random", "projected", "distilled"] = Field(
-        "distilled",
-        description="`projected`: the teacher's word embeddings, by principal components; `distilled`: its answers to"
-        " every word alone, likewise (as in model2vec)",
-    )
 
     @model_validator(mode="after")
     def heads_divide_width(self) -> Self:
@@ -293,6 +288,21 @@ class StudentSettings(Settings):
                 " need an even width a head; change one of them, or take architecture: bert"
             )
         return self
+
+
+class StudentSettings(Shape):
+    """The small model: any shape, and how it starts."""
+
+    tokenizer: str | None = Field(None, description="a Hub id or folder; the teacher's if absent")
+    max_positions: Positive | None = Field(None, description="positions it can read; `task.max_length` if absent")
+    copy_from: Literal["fine_tuned", "pretrained"] = Field(
+        "fine_tuned", description="the teacher that `layer_copy` takes its layers from: after or before fine-tuning"
+    )
+    embeddings: Literal["random", "projected", "distilled"] = Field(
+        "distilled",
+        description="`projected`: the teacher's word embeddings, by principal components; `distilled`: its answers to"
+        " every word alone, likewise (as in model2vec)",
+    )
 
 
 class Terms(Settings):

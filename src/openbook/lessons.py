@@ -36,7 +36,8 @@ SMALLEST = 1e-30  # a probability whose logarithm float32 still holds
 def blank_student(run: Run, seed: int) -> Encoder:
     """The student's shape with random weights. A teacher's word embeddings may have more rows than there are words."""
     vocabulary = run.teacher_config.vocab_size if run.shares_tokenizer else len(run.tokenizer)
-    return new_student(run.recipe.student, run.head, run.tokenizer, vocabulary, run.recipe.task.max_length, seed)
+    positions = run.recipe.student.max_positions or run.recipe.task.max_length
+    return new_student(run.recipe.student, run.head, run.tokenizer, vocabulary, positions, seed)
 
 
 def objective_for(run: Run, terms: Terms, keys: tuple[Tensor, Tensor] | None) -> Objective:

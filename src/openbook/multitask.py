@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from openbook.agnostic import AgnosticRecipe, MultiTaskSettings
 from openbook.agnostic_run import AgnosticRun, task_of, tokens_of_rows
-from openbook.checkpoint import fingerprint, write_json
+from openbook.checkpoint import begun_with, fingerprint, partial_folder, write_json
 from openbook.config import Optim, TaskSettings, UsageError
 from openbook.console import track
 from openbook.data.batches import Tokenised, ordered
 from openbook.data.masking import MaskedBatches, Masking, masked
+from openbook.data.misplaced import with_labels_moved
 from openbook.data.mixture import Mixture, Sampling
 from openbook.data.tasks import TaskData
 from openbook.distillation.supervised import Standard, SupervisedLoss, loss_of_kind, token_classification
@@ -29,7 +30,7 @@ from openbook.models.language import MaskedLanguageModel
 from openbook.parallel import run_group
 from openbook.task_scores import guess_of, score_of
 from openbook.training import Judge, Plan, count_updates, train
-from openbook.types import Batch, Example
+from openbook.types import Batch
 
 Tasks = Mapping[str, TaskData]
 
@@ -64,6 +65,7 @@ def inputs_of(run: AgnosticRun, settings: MultiTaskSettings) -> dict[str, Any]:
             mode="json", exclude={"model": True, "tasks": True, "processes": True, **unset}
         ),
         "duplicates": fingerprint(sorted(run.duplicates(settings.tasks).ids)),
+        "names": [given.name for given in settings.tasks],  # draws depend on their order
         "tasks": {given.name: told_of(given) for given in settings.tasks},
     }
 
@@ -75,15 +77,20 @@ def told_of(given: TaskSettings) -> dict[str, Any]:
         "rows": fingerprint([[repr(e) for e in getattr(task, split)] for split in ("train", "holdout")]),
         "labels": task.labels,
         "kind": task.kind,
+        "metric": task.metric,
         "lengths": [given.max_length, given.stride],
     }
 
 
-def check_learning(run: AgnosticRun, key: str, settings: MultiTaskSettings, positions: int | None) -> None:
+def check_learning(
+    run: AgnosticRun, key: str, settings: MultiTaskSettings, positions: int | None, folder: Path
+) -> None:
     """Every task is readable and short enough, and every process has work. `key` is where the recipe has the settings.
 
-    `positions` is how many word-pieces the encoder reads; None: any number.
+    `positions` is how many word-pieces the encoder reads; None: any number. What an interrupted training on other
+    tasks left of `folder` is refused, not thrown away.
     """
+    refuse_other_tasks(key, settings, folder)
     for given in settings.tasks:
         if positions is not None and given.max_length > positions:
             raise UsageError(
@@ -101,6 +108,16 @@ def check_learning(run: AgnosticRun, key: str, settings: MultiTaskSettings, posi
             Masking.of(run.tokenizer)
         except UsageError as error:
             raise UsageError(f"{key}.{error}") from None
+
+
+def refuse_other_tasks(key: str, settings: MultiTaskSettings, folder: Path) -> None:
+    begun, names = begun_with(folder), [given.name for given in settings.tasks]
+    under_way = partial_folder(folder.resolve())
+    if begun is not None and begun.get("names", names) != names and any(under_way.rglob("checkpoint-*")):
+        raise UsageError(
+            f"{key}.tasks={names}, but an interrupted training on {begun['names']} waits to go on in {under_way}: put"
+            " those back, give this run another --run-dir, or delete that folder to start anew"
+        )
 
 
 MORE_POSITIONS = {"teacher": "choose another teacher.model", "students_learn": "raise text.long_length"}
@@ -260,15 +277,9 @@ def learned(run: AgnosticRun, settings: MultiTaskSettings) -> dict[str, TaskData
         if mixture.rows is not None and len(rows) > mixture.rows:
             rows = [rows[place] for place in sorted(dice.sample(range(len(rows)), mixture.rows))]
         if mixture.shuffle_labels:
-            rows = with_labels_shuffled(rows, dice)
+            rows = with_labels_moved(rows, dice)
         tasks[given.name] = replace(task, train=rows)
     return tasks
-
-
-def with_labels_shuffled(rows: list[Example], dice: random.Random) -> list[Example]:
-    labels = [row.label for row in rows]
-    dice.shuffle(labels)
-    return [replace(row, label=label) for row, label in zip(rows, labels, strict=True)]
 
 
 def texts_of(run: AgnosticRun, settings: MultiTaskSettings, tasks: Tasks) -> dict[str, Tokenised]:
@@ -289,12 +300,12 @@ def mixture_of(settings: MultiTaskSettings, texts: Mapping[str, Tokenised]) -> M
 def optim_of(settings: MultiTaskSettings) -> Optim:
     """The loop's settings, with what the mixture decides in them."""
     mixture = settings.mixture
-    decided = {
-        "epochs": mixture.passes,
-        "batch_size": mixture.micro_batch,
-        "accumulation": mixture.tasks_per_update,
-    }
-    return settings.optim.model_copy(update=decided)
+    return Optim(
+        **settings.optim.model_dump(),
+        epochs=mixture.passes,
+        batch_size=mixture.micro_batch,
+        accumulation=mixture.tasks_per_update,
+    )
 
 
 def head_of(task: TaskData, standard: Standard) -> HeadTask:

@@ -15,7 +15,7 @@ from typing import Any
 
 from openbook.agnostic import AgnosticRecipe
 from openbook.agnostic_run import AgnosticRun
-from openbook.checkpoint import building, fingerprint, open_artifact, partial_folder
+from openbook.checkpoint import begun_with, building, fingerprint, open_artifact
 from openbook.config import Recipe, RunError, UsageError
 from openbook.console import console
 from openbook.courses import reads_corpus
@@ -140,8 +140,11 @@ def reason(folder: Path, inputs: dict[str, Any]) -> str:
     """Why a stage must run; empty if it need not."""
     artifact = open_artifact(folder)
     if artifact is None:
-        begun = partial_folder(folder.resolve()).exists()
-        return "it was interrupted and resumes" if begun else "it has not run yet"
+        begun = begun_with(folder)
+        if begun is None:
+            return "it has not run yet"
+        others = sorted(changed(begun, inputs))
+        return f"it was interrupted, but {', '.join(others)} changed" if others else "it was interrupted and resumes"
     if artifact.manifest["fingerprint"] == fingerprint(inputs):
         return ""
     return f"{', '.join(changed(artifact.manifest['inputs'], inputs))} changed"

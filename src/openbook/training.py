@@ -67,12 +67,14 @@ class Learner:
     lesson: nn.Module
     optim: Optim
     seed: int
+    epsilon: float = 1e-8  # AdamW's
     history: History = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=dict)  # of loss and parts since the last row of the history
     best: tuple[float, dict[str, Tensor]] | None = None  # score and weights
 
     def __post_init__(self) -> None:
-        self.optimizer = AdamW(grouped(self.lesson, self.optim.weight_decay), lr=self.optim.learning_rate, fused=True)
+        groups = grouped(self.lesson, self.optim.weight_decay)
+        self.optimizer = AdamW(groups, lr=self.optim.learning_rate, eps=self.epsilon, fused=True)
 
     def hear(self, batch: Batch, step: int, share: float, accelerator: Accelerator) -> None:
         """One batch of an update. The dropout of a step is the same whatever was trained before or beside it."""

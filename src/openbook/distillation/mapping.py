@@ -45,18 +45,20 @@ def copied_layers(teacher_layers: int, student_layers: int, which: Literal["last
     return tuple(range(first, teacher_layers + 1, group))
 
 
-def relation_heads(teacher_width: int, student_width: int, wanted: int | None) -> int:
+def relation_heads(
+    teacher_width: int, student_width: int, wanted: int | None, key: str = "terms.relation_heads"
+) -> int:
     """The number of heads both widths are split into for relations; it need not be either model's own.
 
     Without a wish: 48 if it divides both widths, else 64, else the largest common divisor up to 64.
-    Raises UsageError if the wanted number does not divide both.
+    Raises UsageError, naming the `key` of the recipe, if the wanted number does not divide both.
     """
     fits = [n for n in range(1, min(teacher_width, student_width) + 1) if teacher_width % n == student_width % n == 0]
     if wanted is None:
         return next((heads for heads in (48, 64) if heads in fits), max(n for n in fits if n <= MOST_RELATION_HEADS))
     if wanted not in fits:
         raise UsageError(
-            f"terms.relation_heads={wanted} must divide the teacher's width {teacher_width} and "
+            f"{key}={wanted} must divide the teacher's width {teacher_width} and "
             f"student.hidden_size={student_width}; these do: {fits}"
         )
     return wanted

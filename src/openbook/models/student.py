@@ -14,41 +14,47 @@ from transformers import (
     ModernBertForSequenceClassification,
 )
 
-from openbook.config import StudentSettings, UsageError
+from openbook.config import Shape, UsageError
 from openbook.models.encoder import Encoder, Head, projections_of
 
+LAYERS = "student.init=layer_copy copies whole layers", "init: random"
+TAIL = "distill.tail=init copies all that follows the last projections", "tail: leave or aux"
 
-def new_student(
-    settings: StudentSettings, head: Head, tokenizer: Any, vocabulary: int, positions: int, seed: int
-) -> Encoder:
+
+def new_student(settings: Shape, head: Head, tokenizer: Any, vocabulary: int, positions: int, seed: int) -> Encoder:
     """A stock encoder with a head, every weight random: drawn by the seed as its architecture prescribes."""
     torch.manual_seed(seed)
+    config = config_of(settings, head, tokenizer, vocabulary, positions)
+    kinds = {"bert": BertForSequenceClassification, "modernbert": ModernBertForSequenceClassification}
+    return Encoder(kinds[settings.architecture](config))
+
+
+def config_of(settings: Shape, head: Head, tokenizer: Any, vocabulary: int, positions: int) -> Any:
+    """The stock configuration of a shape."""
     shape = {
         "vocab_size": vocabulary,
         "hidden_size": settings.hidden_size,
         "num_hidden_layers": settings.layers,
         "num_attention_heads": settings.heads,
-        "max_position_embeddings": settings.max_positions or positions,
+        "max_position_embeddings": positions,
         "pad_token_id": tokenizer.pad_token_id,
         **head.config(),
     }
-    build = {"bert": bert, "modernbert": modernbert}[settings.architecture]
-    return Encoder(build(settings, shape, tokenizer))
+    return {"bert": bert, "modernbert": modernbert}[settings.architecture](settings, shape, tokenizer)
 
 
-def bert(settings: StudentSettings, shape: dict[str, Any], tokenizer: Any) -> BertForSequenceClassification:
-    config = BertConfig(
+def bert(settings: Shape, shape: dict[str, Any], tokenizer: Any) -> BertConfig:
+    return BertConfig(
         intermediate_size=settings.intermediate_size or 4 * settings.hidden_size,
         hidden_dropout_prob=settings.dropout,
         attention_probs_dropout_prob=settings.dropout,
         **shape,
     )
-    return BertForSequenceClassification(config)
 
 
-def modernbert(settings: StudentSettings, shape: dict[str, Any], tokenizer: Any) -> ModernBertForSequenceClassification:
+def modernbert(settings: Shape, shape: dict[str, Any], tokenizer: Any) -> ModernBertConfig:
     """Rotary positions, gated feed-forward, pre-norm; the head reads the mean of all tokens."""
-    config = ModernBertConfig(
+    return ModernBertConfig(
         intermediate_size=settings.intermediate_size or 5 * settings.hidden_size // 2,
         embedding_dropout=settings.dropout,
         attention_dropout=settings.dropout,
@@ -61,7 +67,6 @@ def modernbert(settings: StudentSettings, shape: dict[str, Any], tokenizer: Any)
         eos_token_id=tokenizer.sep_token_id,
         **shape,
     )
-    return ModernBertForSequenceClassification(config)
 
 
 def principal_components(words: Tensor, width: int) -> Tensor:
@@ -134,7 +139,10 @@ def headless(student: Encoder) -> Encoder:
 def drop_last_block(student: Encoder) -> None:
     """Shorten a student by the block that it learned through (`distill.tail: aux`)."""
     del student.blocks()[-1]
-    student.model.config.num_hidden_layers -= 1
+    config = student.model.config
+    config.num_hidden_layers -= 1
+    if getattr(config, "layer_types", None):  # ModernBERT says what kind each block is
+        config.layer_types = config.layer_types[:-1]
 
 
 def start_tail(student: Encoder, teacher: Encoder, layer: int) -> None:
@@ -142,7 +150,7 @@ def start_tail(student: Encoder, teacher: Encoder, layer: int) -> None:
 
     Raises UsageError unless all widths are equal.
     """
-    compare_widths(student.model.config, teacher.model.config)
+    compare_widths(student.model.config, teacher.model.config, TAIL)
     block = student.blocks()[-1]
     taught = {id(p) for module in projections_of(block) for p in module.parameters()}
     given = teacher.blocks()[layer - 1].state_dict()
@@ -164,14 +172,14 @@ def outside_blocks(encoder: Encoder) -> dict[str, Tensor]:
     return {name.removeprefix(body): weight for name, weight in named if id(weight) not in inside}
 
 
-def compare_widths(student: Any, teacher: Any) -> None:
-    """Of two configurations."""
+def compare_widths(student: Any, teacher: Any, taken: tuple[str, str] = LAYERS) -> None:
+    """Of two configurations; `taken` says which setting takes the teacher's weights, and what to set instead."""
     for name in ("model_type", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size"):
         wanted, given = getattr(teacher, name), getattr(student, name)
         if wanted != given:
             raise UsageError(
-                f"student.init=layer_copy copies whole layers, but {name} is {given!r} in the student and {wanted!r} in"
-                " the teacher; make them equal (student.architecture too), or use init: random"
+                f"{taken[0]}, but {name} is {given!r} in the student and {wanted!r} in the teacher; make them equal"
+                f" (student.architecture too), or use {taken[1]}"
             )
 
 

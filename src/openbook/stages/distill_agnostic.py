@@ -23,16 +23,22 @@ from openbook.distillation.relations import RelationLesson, Relations, without_g
 from openbook.distillation.teachers import AskedOnce, LiveTeacher
 from openbook.models.encoder import Encoder, Head, load_headless, refuse_untappable
 from openbook.models.student import (
+    TAIL,
     compare_widths,
+    config_of,
     drop_last_block,
     headless,
     new_student,
+    refuse_widening,
     start_from_layers,
     start_from_word_embeddings,
     start_tail,
 )
 from openbook.training import Learner, Plan, count_updates, train_together, uses_bf16
 from openbook.types import Batch
+
+EPSILON = 1e-6  # AdamW's (MiniLMv2, specification 2.7)
+LARGE_LAYERS, LARGE = 24, {"bert": 21, "roberta": 19, "xlm-roberta": 19}  # the layer of large teachers (MiniLMv2)
 
 
 def inputs(run: AgnosticRun) -> dict[str, Any]:
@@ -56,31 +62,35 @@ def check(run: AgnosticRun) -> None:
 
 
 def check_start(run: AgnosticRun, student: NamedStudent) -> None:
-    if student.tokenizer is not None:
+    """What it takes from the teacher fits it."""
+    teacher, settings = run.teacher_config, run.recipe.distill
+    if student.embeddings == "projected":
+        refuse_widening(student.hidden_size, teacher.hidden_size)
+    if student.init == "layer_copy":
+        copied_layers(teacher.num_hidden_layers, student.layers, student.copy_which)
+    if settings.tail == "init" and student.hidden_size != teacher.hidden_size:
         raise UsageError(
-            f"student.tokenizer={student.tokenizer!r}: relations are compared token by token, with the teacher's"
-            " tokenizer; remove it"
-        )
-    if run.recipe.distill.tail == "init" and student.hidden_size != run.teacher_config.hidden_size:
-        raise UsageError(
-            f"distill.tail=init takes weights of the teacher, whose width is {run.teacher_config.hidden_size}, and"
+            f"distill.tail=init takes weights of the teacher, whose width is {teacher.hidden_size}, and"
             f" student.hidden_size={student.hidden_size}; make them equal, or take tail: leave or aux"
         )
+    shape = config_of(student, Head(None), run.tokenizer, teacher.vocab_size, run.longest)
     if student.init == "layer_copy":
-        copied_layers(run.teacher_config.num_hidden_layers, student.layers, student.copy_which)
+        compare_widths(shape, teacher)
+    if settings.tail == "init":
+        compare_widths(shape, teacher, TAIL)
 
 
 def build(run: AgnosticRun, folder: Path) -> None:
+    plan = plan_of(run)
     teacher = live_teacher(run)
     learners = [learner_of(run, student, teacher) for student in run.recipe.students]
-    plan = plan_of(run)
     accelerator = Accelerator()
     untaught = [untaught_by(learner, plan[0].to(accelerator.device)) for learner in learners]
     with track("distilling", count_updates(plan, learners[0].optim)) as advance:
         histories = train_together(learners, plan, accelerator, folder / SCRATCH, advance)
     for student, learner, history, names in zip(run.recipe.students, learners, histories, untaught, strict=True):
         place = folder / student.name
-        place.mkdir()
+        place.mkdir(exist_ok=True)  # it is there if the run was killed while it saved
         encoder: Encoder = learner.lesson.student  # type: ignore[assignment]
         if run.recipe.distill.tail == "aux":
             drop_last_block(encoder)
@@ -90,12 +100,17 @@ def build(run: AgnosticRun, folder: Path) -> None:
 
 
 def teacher_layer(run: AgnosticRun) -> int:
-    return int(run.recipe.distill.teacher_layer or run.teacher_config.num_hidden_layers)
+    """Whose relations are taught: as the recipe says, else as MiniLMv2 found best for large models, else the last."""
+    layers = int(run.teacher_config.num_hidden_layers)
+    found = LARGE.get(run.teacher_config.model_type, layers) if layers == LARGE_LAYERS else layers
+    return int(run.recipe.distill.teacher_layer or found)
 
 
 def relations_of(run: AgnosticRun, student: NamedStudent) -> Relations:
     settings = run.recipe.distill
-    heads = relation_heads(run.teacher_config.hidden_size, student.hidden_size, settings.relation_heads)
+    heads = relation_heads(
+        run.teacher_config.hidden_size, student.hidden_size, settings.relation_heads, "distill.relation_heads"
+    )
     taught = student.layers + (settings.tail == "aux")
     return Relations(settings.relations, heads, settings.norm, settings.sample_relations, teacher_layer(run), taught)
 
@@ -113,8 +128,8 @@ def learner_of(run: AgnosticRun, settings: NamedStudent, teacher: AskedOnce) -> 
     student = fresh(run, settings, relations.student_layer)
     student.listen(layers=[relations.student_layer], stop=True)
     lesson = RelationLesson(student, relations)
-    optim = settings.optim or run.recipe.distill.optim
-    return Learner(lambda batch: lesson(batch, teacher(batch)), lesson, optim, run.recipe.seed)
+    optim = settings.optim.over(run.recipe.distill.optim)
+    return Learner(lambda batch: lesson(batch, teacher(batch)), lesson, optim, run.recipe.seed, EPSILON)
 
 
 def fresh(run: AgnosticRun, settings: NamedStudent, layers: int) -> Encoder:
@@ -130,7 +145,6 @@ def fresh(run: AgnosticRun, settings: NamedStudent, layers: int) -> Encoder:
         if settings.init == "layer_copy":
             start_from_layers(student, teacher, copied_layers(teacher.layers, settings.layers, settings.copy_which))
         if run.recipe.distill.tail == "init":
-            compare_widths(student.model.config, teacher.model.config)
             start_tail(student, teacher, teacher_layer(run))
     return student
 
@@ -161,14 +175,24 @@ class Sequel:
 
 
 def plan_of(run: AgnosticRun) -> Sequel:
-    """Short blocks, then long ones, each for its share of what is read."""
+    """Short blocks, then long ones, each for its share of what is read. Raises UsageError where they fill no batch."""
     optim = run.recipe.distill.optim
-    return Sequel(
-        [
-            BatchPlan(Tokenised.load(run.folder / "text" / name), share_of(optim, share), run.recipe.seed)
-            for name, _, share in lengths_of(run.recipe.text)
-        ]
-    )
+    plans = []
+    for name, _, share in lengths_of(run.recipe.text):
+        blocks = Tokenised.load(run.folder / "text" / name)
+        there, wanted = (
+            (len(blocks), optim.batch_size)
+            if optim.batch_tokens is None
+            else (int(blocks.tokens.sum()), optim.batch_tokens)
+        )
+        if there < wanted:
+            key = "batch_size" if optim.batch_tokens is None else "batch_tokens"
+            raise UsageError(
+                f"text.sources: the {name} blocks cut from it are too few for one batch, {there} of"
+                f" distill.optim.{key}={wanted}; name more text, or lower distill.optim.{key}"
+            )
+        plans.append(BatchPlan(blocks, share_of(optim, share), run.recipe.seed))
+    return Sequel(plans)
 
 
 def share_of(optim: Optim, share: float) -> Optim:

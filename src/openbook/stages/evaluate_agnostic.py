@@ -39,15 +39,29 @@ def upstream(recipe: AgnosticRecipe) -> tuple[str, ...]:
 
 
 def inputs(run: AgnosticRun) -> dict[str, Any]:
+    return {
+        "settings": run.recipe.fine_tune.model_dump(mode="json"),
+        "tasks": {task.name: digest_of(task) for task in judged(run)},
+        "roles": [role_of(task, known(run)) for task in judged(run)],
+        "families": [provenance(task).family for task in judged(run)],
+    }
+
+
+def judged(run: AgnosticRun) -> tuple[TaskSettings, ...]:
+    """All tasks that someone is fine-tuned on."""
     settings = run.recipe.fine_tune
-    tasks = {task.name: digest_of(task) for task in (*settings.tasks, *settings.few.tasks, *settings.teacher_tasks)}
-    return {"settings": settings.model_dump(mode="json"), "tasks": tasks}
+    return (*settings.tasks, *settings.few.tasks, *settings.teacher_tasks)
+
+
+def known(run: AgnosticRun) -> tuple[TaskSettings, ...]:
+    """What counts as trained on."""
+    return run.learned if run.recipe.fine_tune.known is None else run.recipe.fine_tune.known
 
 
 def check(run: AgnosticRun) -> None:
     """Every task can be read and fits the positions; there are enough rows for few-shot draws."""
     settings = run.recipe.fine_tune
-    for task in (*settings.tasks, *settings.few.tasks, *settings.teacher_tasks):
+    for task in judged(run):
         if task.max_length > run.longest:
             raise UsageError(
                 f"fine_tune.tasks, {task.name}: max_length={task.max_length} is more than the students read,"
@@ -92,8 +106,8 @@ def entries_of(run: AgnosticRun) -> list[Entry]:
 def only_teacher(run: AgnosticRun) -> list[Entry]:
     """What the teacher alone is fine-tuned on besides."""
     settings = run.recipe.fine_tune
-    known = {task.name for task in settings.tasks} if settings.teacher else set()
-    return [Entry(TEACHER, task) for task in settings.teacher_tasks if task.name not in known]
+    done = {task.name for task in settings.tasks} if settings.teacher else set()
+    return [Entry(TEACHER, task) for task in settings.teacher_tasks if task.name not in done]
 
 
 def scores_of_heads(run: AgnosticRun) -> dict[str, dict[str, float]]:
@@ -195,11 +209,10 @@ def place_of(run: AgnosticRun, model: str) -> Place:
 def told(run: AgnosticRun, entry: Entry, trials: Sequence[Trial]) -> list[dict[str, Any]]:
     """A row for each final training, with the role of its task."""
     settings, place = run.recipe.fine_tune, place_of(run, entry.model)
-    known = run.learned if settings.known is None else settings.known
     records = [read_json(place.record_of(trial)) for trial in trials]
     if settings.select == "dev-max":
         records = best_choice(records)
-    role, family = role_of(entry.task, known, entry.shots), provenance(entry.task).family
+    role, family = role_of(entry.task, known(run), entry.shots), provenance(entry.task).family
     return [{**record, "role": role, "family": family} for record in records]
 
 

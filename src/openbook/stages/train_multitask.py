@@ -17,7 +17,7 @@ def inputs(run: AgnosticRun) -> dict[str, Any]:
 
 def check(run: AgnosticRun) -> None:
     positions = getattr(run.teacher_config, "max_position_embeddings", None)
-    check_learning(run, "teacher", run.recipe.teacher, positions)
+    check_learning(run, "teacher", run.recipe.teacher, positions, run.folder / "teacher")
     _ = run.tokenizer
 
 

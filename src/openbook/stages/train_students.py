@@ -21,7 +21,8 @@ def inputs(run: AgnosticRun) -> dict[str, Any]:
 
 def check(run: AgnosticRun) -> None:
     if run.recipe.students_learn is not None:
-        check_learning(run, "students_learn", run.recipe.students_learn, run.longest)
+        folder = run.folder / "trained_students"
+        check_learning(run, "students_learn", run.recipe.students_learn, run.longest, folder)
 
 
 def build(run: AgnosticRun, folder: Path) -> None:
