@@ -3,8 +3,10 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,10 +17,12 @@ from transformers import AutoModel, AutoTokenizer
 from openbook import training
 from openbook.agnostic_run import AgnosticRun
 from openbook.config import UsageError
+from openbook.data.batches import Tokenised
 from openbook.manifest import resolved
 from openbook.multitask import learned
 from openbook.pipeline import execute, plan
 from openbook.recipe import load_recipe
+from openbook.stages.distill_agnostic import teacher_layer
 
 pytestmark = pytest.mark.usefixtures("trials_here")
 
@@ -160,6 +164,75 @@ def test_nothing_runs_twice(finished: Path, many: Path) -> None:
     assert [step.fresh for step in plan(other)] == [True, False, False, False]
 
 
+def test_a_run_killed_while_it_saves_its_students_goes_on(
+    finished: Path, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for stage in ("teacher", "text"):
+        shutil.copytree(finished / stage, folder / stage)
+    with monkeypatch.context() as patch:
+        patch.setattr("openbook.stages.distill_agnostic.write_json", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            execute(load_recipe(many / "recipe.yaml"), folder, "distill")
+    execute(load_recipe(many / "recipe.yaml"), folder, "distill")
+    assert_equal(folder / "students" / "wide", finished / "students" / "wide")
+
+
+def stopping(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_training_on_other_tasks_is_neither_resumed_nor_lost(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, few = tmp_path / "many", "teacher.tasks=[{name: reviews, text: text, label: label, train: {path: %s}}]"
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_checkpoint", killing_after(12))
+        with pytest.raises(KeyboardInterrupt):
+            execute(load_recipe(many / "recipe.yaml"), folder, "train-teacher")
+    other = load_recipe(many / "recipe.yaml", [few % (many / "scores.jsonl")])
+    with pytest.raises(UsageError, match=r"teacher\.tasks=\['reviews'\], but .* on \['reviews', 'scores', 'pairs'\]"):
+        execute(other, folder, "train-teacher")
+    assert list(folder.glob(".teacher.partial/scratch/checkpoint-*"))
+    faster = AgnosticRun(load_recipe(many / "recipe.yaml", ["teacher.optim.learning_rate=0.1"]), folder)
+    assert plan(faster, "train-teacher")[0].why == "it was interrupted, but settings.optim.learning_rate changed"
+    same = AgnosticRun(load_recipe(many / "recipe.yaml"), folder)
+    assert plan(same, "train-teacher")[0].why == "it was interrupted and resumes"
+
+
+def test_roles_are_told_anew_when_provenance_changes(finished: Path, many: Path, tmp_path: Path) -> None:
+    raw = json.loads(json.dumps(yaml.safe_load((many / "recipe.yaml").read_text())))  # without anchors
+    raw["teacher"]["tasks"][2]["group"] = "reviews-elsewhere"
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(raw))
+    steps = plan(AgnosticRun(load_recipe(tmp_path / "recipe.yaml"), finished))
+    assert [step.fresh for step in steps] == [True] * 4, "no role depends on it"
+    raw["fine_tune"]["tasks"][1]["group"] = "elsewhere"  # it shares nothing with a task that was learned any more
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(raw))
+    steps = plan(AgnosticRun(load_recipe(tmp_path / "recipe.yaml"), finished))
+    assert [step.fresh for step in steps] == [True, True, True, False]
+    raw["fine_tune"]["tasks"][1]["group"] = "reviews"
+    raw["teacher"]["tasks"][0]["group"] = "elsewhere"
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(raw))
+    steps = plan(AgnosticRun(load_recipe(tmp_path / "recipe.yaml"), finished))
+    assert ([step.fresh for step in steps], steps[3].why) == ([True, True, True, False], "roles changed")
+
+
+def test_the_tasks_have_their_share_of_the_text_and_short_rows_are_read(many: Path, tmp_path: Path) -> None:
+    raw = yaml.safe_load((many / "recipe.yaml").read_text())
+    raw["text"] |= {"task_share": 0.2, "task_text": raw["teacher"]["tasks"]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(raw))
+    execute(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "many", "build-text")
+    tasks: set[str] = set()
+    for name, budget in (("short", 2700), ("long", 300)):
+        texts = Tokenised.load(tmp_path / "many" / "text" / name)
+        of_tasks = np.array([not block.startswith("text.sources") for block in texts.ids.to_pylist()])
+        assert texts.tokens[of_tasks].sum() == pytest.approx(0.2 * budget, abs=12)
+        assert texts.tokens[~of_tasks].sum() == pytest.approx(0.8 * budget, abs=24)
+        tasks |= {block.split("/")[0] for block in np.array(texts.ids.to_pylist())[of_tasks]}
+    assert tasks == {"reviews", "scores", "pairs"}
+
+
 @pytest.mark.parametrize("tail", ["aux", "init"])
 def test_the_other_tails(finished: Path, many: Path, tmp_path: Path, tail: str) -> None:
     folder = tmp_path / "many"
@@ -225,7 +298,63 @@ def test_labels_that_changed_their_rows_teach_nothing(many: Path, finished: Path
     assert told < 0.8 < learned
 
 
+def test_a_block_learned_through_is_dropped_from_a_modernbert_too(finished: Path, many: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for stage in ("teacher", "text"):
+        shutil.copytree(finished / stage, folder / stage)
+    student = ["students=[{name: modern, architecture: modernbert, layers: 2, hidden_size: 16, heads: 2}]"]
+    execute(load_recipe(many / "recipe.yaml", ["distill.tail=aux", *student]), folder, "distill")
+    model = AutoModel.from_pretrained(folder / "students" / "modern")
+    assert (len(model.layers), model.config.num_hidden_layers, len(model.config.layer_types)) == (2, 2, 2)
+
+
+def test_what_a_student_sets_for_itself_leaves_the_rest_as_it_is_shared(many: Path, tmp_path: Path) -> None:
+    shared = ["distill.optim.weight_decay=0.5", "distill.optim.accumulation=3"]
+    run = AgnosticRun(load_recipe(many / "recipe.yaml", shared), tmp_path)
+    small, wide = (student.optim.over(run.recipe.distill.optim) for student in run.recipe.students)
+    assert small == run.recipe.distill.optim
+    assert (wide.learning_rate, wide.weight_decay, wide.accumulation) == (5e-3, 0.5, 3)
+
+
+def test_text_that_fills_no_batch_is_refused_before_a_model_is_loaded(
+    finished: Path, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """General text may be shorter than its budget."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    shutil.copytree(finished / "teacher", folder / "teacher")
+    (tmp_path / "general.txt").write_text("the film was good and the book was bad. " * 10)
+    short = [f"text.sources=[{{path: {tmp_path}/general.txt}}]"]
+    monkeypatch.setattr("openbook.stages.distill_agnostic.load_headless", stopping)
+    with pytest.raises(UsageError, match=r"the short blocks .* too few for one batch, \d+ of .*batch_tokens=256"):
+        execute(load_recipe(many / "recipe.yaml", short), folder, "distill")
+
+
+@pytest.mark.parametrize(("model_type", "layers", "taught"), [("bert", 24, 21), ("roberta", 24, 19), ("bert", 12, 12)])
+def test_large_teachers_teach_the_layer_that_minilm_found_best(
+    many: Path, tmp_path: Path, model_type: str, layers: int, taught: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SimpleNamespace(model_type=model_type, num_hidden_layers=layers)
+    monkeypatch.setattr(AgnosticRun, "teacher_config", config)
+    assert teacher_layer(AgnosticRun(load_recipe(many / "recipe.yaml"), tmp_path)) == taught
+    chosen = load_recipe(many / "recipe.yaml", ["distill.teacher_layer=7"])
+    assert teacher_layer(AgnosticRun(chosen, tmp_path)) == 7
+
+
 BAD_RECIPES = {
+    "text.budget_tokens=2000": r"gives 200 word-pieces of blocks of one length, fewer than .*batch_tokens=256; raise",
+    "distill.optim.keep=best": r"distill\.optim\.keep=best needs rows to judge by",
+    "students=[{name: teacher}]": "students: 'teacher' is the name of something else in a run",
+    "students=[{name: scratch}]": "students: 'scratch' is the name of something else in a run",
+    "students=[{name: a, tokenizer: b}]": r"students\.0\.tokenizer: unknown key",
+    "students=[{name: a, max_positions: 9}]": r"students\.0\.max_positions: unknown key",
+    "students=[{name: a, hidden_size: 64, embeddings: projected}]": r"students, a: .*hidden_size=64 is above the .* 32",
+    "students=[{name: a, layers: 2, hidden_size: 32, heads: 4, init: layer_copy}]": (
+        r"students, a: student\.init=layer_copy .* intermediate_size is 128 in the student and 64"
+    ),
+    "teacher.optim.epochs=3": r"teacher\.optim\.epochs: unknown key",
+    "students=[{name: a, optim: {batch_size: 3}}]": r"students\.0\.optim\.batch_size: unknown key",
     "distill.relation_heads=5": r"students, small: .*relation_heads=5 must divide .*these do: \[1, 2, 4, 8, 16\]",
     "distill.teacher_layer=9": r"distill\.teacher_layer=9: the teacher has layers 1 to 4",
     "text.length=64": r"text\.long_length=24 is no more than text\.length=64",

@@ -213,11 +213,34 @@ def test_the_shipped_experiment_is_a_grid_of_recipes() -> None:
         ({"plain": "Z"}, r"'Z' is none of arms: A, B"),
         ({"arms": {"A": {"title": "a", "sett": {}}, "B": {"title": "b"}}}, r"arms\.A\.sett: unknown key; did you mean"),
         ({"contrasts": [{"name": "x", "claim": "y", "weights": {"C": 1}}]}, r"'C' is none of arms"),
+        ({"contrasts": [{"name": "x", "claim": "y", "weights": {"B": 1}}]}, r"contrast 'x': .* do not add up to 0"),
+        ({"contrasts": [{"name": "x", "claim": "y", "weights": {"B": 0}}]}, r"contrast 'x': .* do not add up to 0"),
     ],
 )
 def test_a_bad_grid_is_refused(grid_file: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         agnostic_grid(raw_grid(grid_file) | change, grid_file)
+
+
+def test_arms_in_which_a_task_has_other_roles_are_refused_before_anything_runs(grid_file: Path, tmp_path: Path) -> None:
+    raw = raw_grid(grid_file)
+    del raw["recipe"]["fine_tune"]["known"]
+    experiment = AgnosticExperiment(agnostic_grid(raw, grid_file), "small", tmp_path / "runs", tmp_path / "results")
+    with pytest.raises(
+        UsageError, match=r"'reviews' is out-domain .* tiny-A and in-domain in tiny-B, .*fine_tune\.known"
+    ):
+        execute(experiment, None, tmp_path / "page.md")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_task_is_learned_for_as_many_updates_as_many_at_every_size() -> None:
+    """Rows a pass of the sixteen tasks, and of MNLI, as counted from the data."""
+    grid = agnostic_grid(raw_grid(SHIPPED), SHIPPED)
+    rows = {"reduced": (42_000, 3_000), "paper": (159_500, 9_420)}
+    for scale, (every, mnli) in rows.items():
+        many_tasks, one = (recipe_of(grid, arm, scale, 0).teacher.mixture for arm in ("B", "E"))
+        assert many_tasks.tasks_per_update == one.tasks_per_update
+        assert one.passes * mnli == pytest.approx(many_tasks.passes * every, rel=0.02)
 
 
 def test_the_recipe_of_an_arm_is_the_shared_one_but_for_what_it_sets(grid_file: Path, many: Path) -> None:

@@ -232,7 +232,7 @@ def settings_classes(base: type[Settings] = Settings) -> list[type[Settings]]:
 
 def test_every_part_of_the_recipe_is_frozen_and_refuses_unknown_keys() -> None:
     classes = [found for found in settings_classes() if found.__module__ == "openbook.config"]
-    assert len(classes) == 19
+    assert len(classes) == 21
     for model in classes:
         assert model.model_config["extra"] == "forbid"
         assert model.model_config["frozen"]

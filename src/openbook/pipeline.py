@@ -155,7 +155,7 @@ def changed(before: Any, after: Any, key: str = "") -> Iterator[str]:
     if isinstance(before, dict) and isinstance(after, dict):
         for name in before.keys() | after.keys():
             yield from changed(before.get(name), after.get(name), f"{key}.{name}" if key else name)
-    elif before != after:
+    elif fingerprint(before) != fingerprint(after):  # as JSON, which has lists and no tuples
         yield key
 
 

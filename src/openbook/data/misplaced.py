@@ -41,7 +41,7 @@ def with_label_of(row: Example, giver: Example) -> Example:
 
 def same_place(answer: Span, passage: str, other: str) -> Span:
     """As many words of another passage as an answer has, as far into it."""
-    words = list(WORD.finditer(other))
+    words, before = list(WORD.finditer(other)), len(passage[: answer.start].split())
     count = min(len(words), max(1, len(passage[answer.start : answer.end].split())))
-    first = min(len(words) - count, len(words) * answer.start // max(1, len(passage)))
+    first = min(len(words) - count, len(words) * before // len(passage.split()))
     return Span(words[first].start(), words[first + count - 1].end())
