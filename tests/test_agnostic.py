@@ -22,7 +22,8 @@ from openbook.manifest import resolved
 from openbook.multitask import learned
 from openbook.pipeline import execute, plan
 from openbook.recipe import load_recipe
-from openbook.stages.distill_agnostic import teacher_layer
+from openbook.stages.build_text import documents_of_tasks
+from openbook.stages.distill_agnostic import learner_of, live_teacher, teacher_layer
 
 pytestmark = pytest.mark.usefixtures("trials_here")
 
@@ -263,6 +264,9 @@ def test_rows_near_a_reported_one_are_not_learned_from(many: Path, tmp_path: Pat
     raw = (many / "recipe.yaml").read_text().replace(f"{world}/train.csv", f"{tmp_path}/train.csv", 1)
     (tmp_path / "recipe.yaml").write_text(raw)
     run = AgnosticRun(load_recipe(tmp_path / "recipe.yaml"), tmp_path)
+    text = run.recipe.text.model_copy(update={"task_text": run.recipe.teacher.tasks})
+    reading = AgnosticRun(run.recipe.model_copy(update={"text": text}), tmp_path)
+    assert not {line.partition(",")[0] for line in again} & {one for _, one in documents_of_tasks(reading)}
     assert run.duplicates(run.learned).counts == {"reviews": 2, "scores": 0, "pairs": 0}
     kept = {row.text for row in learned(run, run.recipe.teacher)["reviews"].train}
     assert not {text.partition(",")[0] for text in again} & kept
@@ -329,6 +333,20 @@ def test_text_that_fills_no_batch_is_refused_before_a_model_is_loaded(
     monkeypatch.setattr("openbook.stages.distill_agnostic.load_headless", stopping)
     with pytest.raises(UsageError, match=r"the short blocks .* too few for one batch, \d+ of .*batch_tokens=256"):
         execute(load_recipe(many / "recipe.yaml", short), folder, "distill")
+
+
+def test_a_tail_that_fits_no_student_is_refused_before_a_model_is_loaded(many: Path, tmp_path: Path) -> None:
+    student = "students=[{name: a, layers: 2, hidden_size: 32, heads: 4}]"
+    with pytest.raises(UsageError, match=r"students, a: distill\.tail=init .* intermediate_size is 128 .* tail: leave"):
+        execute(load_recipe(many / "recipe.yaml", ["distill.tail=init", student]), tmp_path / "many")
+    assert not (tmp_path / "many").exists()
+
+
+def test_students_learn_with_the_epsilon_of_minilm(finished: Path, many: Path) -> None:
+    """Specification, 2.7."""
+    run = AgnosticRun(load_recipe(many / "recipe.yaml"), finished)
+    learner = learner_of(run, run.recipe.students[0], live_teacher(run))
+    assert {group["eps"] for group in learner.optimizer.param_groups} == {1e-6}
 
 
 @pytest.mark.parametrize(("model_type", "layers", "taught"), [("bert", 24, 21), ("roberta", 24, 19), ("bert", 12, 12)])
