@@ -13,8 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from openbook import cli
-from openbook.checkpoint import open_artifact
+from openbook.checkpoint import open_artifact, read_json
 from openbook.config import RunError, UsageError
+from openbook.knowledge_base import store
 
 STAGES = (
     "run", "train-teacher", "build-bank", "retrieve", "build-corpus", "record-answers", "distill", "build-kb",
@@ -291,6 +292,8 @@ def book_is_edited(run: Path, world: Path) -> None:
         assert done.exit_code == 0, f"{done.output} {done.exception}"
         return plain(done.output)
 
+    made_from = store.load(run / "knowledge_base").manifest["made_from"]
+    assert read_json(run / "student" / "config.json")["made_from"] == made_from
     before = ask("book")
     assert "entries    115 (train 115)" in before
     assert "remembered 2; 117 entries, generation" in ask(

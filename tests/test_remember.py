@@ -10,13 +10,17 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from openbook import keys
 from openbook.backends.pytorch import TorchBackend
+from openbook.book_teacher import OUTPUTS, BookTeacher
+from openbook.checkpoint import read_json, write_json
 from openbook.config import StudentSettings, UsageError
+from openbook.keys import projection_part
 from openbook.knowledge_base import editing, store
 from openbook.knowledge_base.search import normalise
 from openbook.models.encoder import Encoder, Head
 from openbook.models.student import new_student
-from openbook.predictor import OUTPUTS, OpenBook
+from openbook.predictor import OpenBook
 from openbook.student_keys import rekeyed, rows_of
 from openbook.types import KnowledgeBase
 
@@ -93,6 +97,92 @@ def test_the_teacher_finds_the_place_and_names_the_label_where_it_is_at_hand(run
     np.testing.assert_allclose(book.base.keys[-3:], normalise(teacher.read(NEW).embedding @ weight.T), atol=1e-5)
 
 
+@pytest.fixture
+def known(run: Path) -> Path:
+    """A run whose book says what it was made from."""
+    teacher = BookTeacher.beside(run)
+    assert teacher is not None
+    base = store.load(run / "knowledge_base")
+    parts = {**teacher.parts, **projection_part(run / OUTPUTS)}
+    store.save(replace(base, manifest={**base.manifest, "made_from": parts}), run / "knowledge_base")
+    return run
+
+
+def other_projection(run: Path, tokenizer: Any, other: Any) -> None:
+    save_file({"weight": torch.ones(16, 32), "bias": torch.zeros(16)}, run / OUTPUTS / "projection.safetensors")
+
+
+def other_weights(run: Path, tokenizer: Any, other: Any) -> None:
+    encoder(tokenizer, 32, 9).save(run / "teacher", tokenizer)
+
+
+def other_words(run: Path, tokenizer: Any, other: Any) -> None:
+    other.save_pretrained(run / "teacher")
+
+
+def shorter_texts(run: Path, tokenizer: Any, other: Any) -> None:
+    path = run / "teacher" / "tokenizer_config.json"
+    write_json(path, read_json(path) | {"model_max_length": 7})
+
+
+def other_labels(run: Path, tokenizer: Any, other: Any) -> None:
+    path = run / "teacher" / "config.json"
+    write_json(path, read_json(path) | {"id2label": {"0": "good", "1": "bad"}, "label2id": {"good": 0, "bad": 1}})
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (other_projection, r"projection: what lies beside the book is .{12}\.\.\., but the book was made with"),
+        (other_weights, "teacher: what lies beside the book is"),
+        (other_words, "tokenizer: what lies beside the book is"),
+        (shorter_texts, "max_length: what lies beside the book is '7', but the book was made with '24'"),
+        (other_labels, r"labels: what lies beside the book is \['good', 'bad'\], but .* with \['bad', 'good'\]"),
+    ],
+)
+def test_another_teacher_than_the_books_finds_and_labels_nothing(
+    known: Path, tokenizer: Any, other_tokenizer: Any, change: Any, told: str
+) -> None:
+    """Its keys would lie in another space, where queries find them by chance."""
+    change(known, tokenizer, other_tokenizer)
+    book = OpenBook.from_pretrained(known)
+    with pytest.raises(UsageError, match=f"{told}.*nothing was changed"):
+        book.remember(NEW, ["good", "bad", "good"])
+    assert book.base is not None
+    assert len(book.base.ids) == 20
+
+
+def test_a_projection_that_changes_while_the_teacher_is_loaded_is_seen(known: Path, tokenizer: Any) -> None:
+    book = OpenBook.from_pretrained(known)
+    assert book.remember(NEW[:1]).entries == 21
+    other_projection(known, tokenizer, None)
+    with pytest.raises(UsageError, match="projection: what lies beside the book"):
+        book.remember(NEW[1:])
+
+
+def test_where_the_student_finds_another_projection_does_not_matter_and_another_teacher_does(
+    known: Path, tokenizer: Any
+) -> None:
+    OpenBook.from_pretrained(known).rekey()
+    other_projection(known, tokenizer, None)
+    assert OpenBook.from_pretrained(known).remember(NEW[:1]).entries == 21
+    other_weights(known, tokenizer, None)
+    book = OpenBook.from_pretrained(known)
+    assert book.remember(NEW[1], "good").entries == 22
+    with pytest.raises(UsageError, match="teacher: what lies beside the book"):
+        book.remember(NEW[2])
+
+
+def test_a_teacher_is_digested_once(known: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    digest = keys.digest_file
+    monkeypatch.setattr(keys, "digest_file", lambda path: read.append(path.name) or digest(path))
+    book = OpenBook.from_pretrained(known)
+    for text in NEW:
+        book.remember(text)
+    assert read == ["model.safetensors", *["projection.safetensors"] * 3]
+
+
 def test_a_book_of_the_teachers_keys_takes_nothing_without_the_teacher(run: Path) -> None:
     """The student's own embeddings would lie nearer to every query than any key of the teacher's."""
     (run / "teacher" / "config.json").unlink()
@@ -150,8 +240,27 @@ def test_a_book_of_one_students_keys_is_refused_by_another(run: Path, tokenizer:
     OpenBook.from_pretrained(run).rekey()
     OpenBook.from_pretrained(run)
     encoder(tokenizer, 16, 5).save(run / "student", tokenizer)
-    with pytest.raises(UsageError, match="weights are others now"):
+    with pytest.raises(UsageError, match="weights are others now; let these"):
         OpenBook.from_pretrained(run)
+
+
+def test_a_book_of_another_teacher_or_tokenizer_is_refused_by_name(known: Path, tokenizer: Any) -> None:
+    """Also where the entries were found by the student that was taught by it."""
+    parts = store.load(known / "knowledge_base").manifest["made_from"]
+    student = encoder(tokenizer, 16, 1)
+    student.model.config.made_from = {**parts, "tokenizer": "f" * 32}
+    student.model.config.key_space = "elsewhere"
+    student.save(known / "student", tokenizer)
+    with pytest.raises(UsageError, match="^tokenizer of the knowledge base is .* the student's is 'ffff"):
+        OpenBook.from_pretrained(known)
+    rekey = rekeyed(store.load(known / "knowledge_base"), TorchBackend.load(known / "student"))
+    editing.rekey(known / "knowledge_base", rekey)
+    assert OpenBook.from_pretrained(known).base is not None  # whatever it was made from, this student found it
+    student = encoder(tokenizer, 16, 5)
+    student.model.config.made_from = {**parts, "tokenizer": "f" * 32, "teacher": "e" * 32}
+    student.save(known / "student", tokenizer)
+    with pytest.raises(UsageError, match=r"others now \(and they were made from another teacher, another tokenizer\)"):
+        OpenBook.from_pretrained(known)
 
 
 def test_the_teacher_labels_what_the_student_finds(run: Path) -> None:

@@ -106,7 +106,7 @@ def rewrite(model: Path, folder: Path, compact: bool, form: str | None, keys: st
     if keys not in (None, STUDENT):
         raise UsageError(f"--keys {keys}: a book can be changed to the keys of its student alone; give {STUDENT}")
     if keys is not None:
-        from openbook.predictor import load, usual_backend  # a book that does not fit its student can be mended so
+        from openbook.loading import load, usual_backend  # a book that does not fit its student can be mended so
 
         backend = load(model / "student", usual_backend(model / "student"))
         told(editing.rekey(folder, rekeyed(store.load(folder), backend)), "found by its student from now on")

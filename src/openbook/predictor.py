@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,23 +13,22 @@ from numpy.typing import NDArray
 
 from openbook.answers import Answers, Encoded, Text, Texts, as_rows, fields, outputs_of
 from openbook.backends.base import BACKENDS, Backend, BackendName
-from openbook.backends.onnx import EXPORT, RECORD, OnnxBackend
-from openbook.checkpoint import read_json
+from openbook.book_teacher import BookTeacher
 from openbook.config import UsageError
-from openbook.keys import keys_of, values_of
+from openbook.keys import values_of
 from openbook.knowledge_base import editing, store
 from openbook.knowledge_base.answering import answer
 from openbook.knowledge_base.editing import Edit
 from openbook.knowledge_base.interpolate import Evidence, evidence
 from openbook.knowledge_base.search import normalise, search_of
 from openbook.knowledge_base.shelf import Book, Shelf
+from openbook.loading import load, usual_backend
 from openbook.student_keys import is_by_student, rekeyed, space
 from openbook.types import KnowledgeBase
 
 if TYPE_CHECKING:
     from openbook.knowledge_base.tuning import Tuned
 
-OUTPUTS = "teacher_outputs"  # beside the knowledge base: where the map to its keys lies
 REMEMBERED = "remembered"  # the origin of entries that were added to a finished book
 
 
@@ -54,7 +52,7 @@ class OpenBook:
         self.backend = backend
         self.shelf = None if base is None else Shelf(base)
         self._checked: Book | None = None
-        self._teacher: OpenBook | None = None
+        self._teacher: BookTeacher | None = None
         self.kind, self.labels = backend.about.kind, backend.about.labels
         self.key_space = backend.about.key_space
         _ = self.book
@@ -64,15 +62,18 @@ class OpenBook:
         """The knowledge base as it is now. Raises UsageError for one that was made for another student."""
         book = None if self.shelf is None else self.shelf.book()
         if book is not None and book is not self._checked:
-            manifest = book.base.manifest
+            manifest, made_from = book.base.manifest, self.backend.about.made_from
             by_student = is_by_student(book.base)
             if by_student and space(self.backend, manifest["key_space"]) != manifest["key_space"]:
+                others = [name for name, *_ in store.differences(manifest, {"made_from": made_from})]
+                made = f" (and they were made from another {', another '.join(others)})" if others else ""
                 raise UsageError(
                     "the entries of the knowledge base were found by its student, and the student's weights are others"
-                    " now; let these find them (`openbook book --keys student`), or put the old weights back"
+                    f" now{made}; let these find them (`openbook book --keys student`), or put the old weights back"
                 )
             known = None if by_student else self.key_space
-            store.check_fits(book.base, known or manifest["key_space"], self.labels)
+            parts = None if by_student else made_from
+            store.check_fits(book.base, known or manifest["key_space"], self.labels, parts)
             self._checked = book
         return book
 
@@ -167,15 +168,13 @@ class OpenBook:
         values = None if labels is None else self.values([labels] if single else labels, len(rows))
         book = self._opened()
         own = is_by_student(book.base)
-        heard = None if own and values is not None else self._teacher_says(rows, "find" if not own else "label")
         if own:
             keys = normalise(self.read(rows).embedding).astype(np.float32)
-        else:
-            assert heard is not None
-            keys = keys_of(folder.parent / OUTPUTS, heard.embedding)
-        if values is None:
-            assert heard is not None
-            values = values_of(self.kind, heard.logits)
+        if not own or values is None:
+            teacher = self._asked("label" if own else "find", book.base)
+            heard = teacher.read(rows)
+            keys = keys if own else teacher.keys(heard)
+            values = values_of(self.kind, heard.logits) if values is None else values
         told = tuple("\t".join(fields(row)) for row in rows)
         names = tuple(ids) if ids is not None else tuple(f"{REMEMBERED}/{digest_text(text)[:16]}" for text in told)
         about = {name: book.base.manifest[name] for name in ("kind", "labels", "key_space")}
@@ -238,13 +237,17 @@ class OpenBook:
 
     def teacher(self) -> OpenBook | None:
         """The teacher whose keys the book has, if its folder is beside the student's."""
-        run = self._folder().parent
-        if self._teacher is None and (run / "teacher" / "config.json").is_file() and (run / OUTPUTS).is_dir():
-            self._teacher = OpenBook(load(run / "teacher", "torch"))
+        teacher = self._beside()
+        return None if teacher is None else OpenBook(teacher.engine)
+
+    def _beside(self) -> BookTeacher | None:
+        if self._teacher is None:
+            self._teacher = BookTeacher.beside(self._folder().parent)
         return self._teacher
 
-    def _teacher_says(self, rows: Sequence[Text], what: str) -> Answers:
-        teacher = self.teacher()
+    def _asked(self, what: str, base: KnowledgeBase) -> BookTeacher:
+        """The teacher that finds or labels texts. Raises UsageError without one, and for another than the book's."""
+        teacher = self._beside()
         if teacher is None:
             advice = {
                 "label": "give labels",
@@ -254,7 +257,8 @@ class OpenBook:
                 f"{self._folder().parent} has no teacher/ to {what} these texts with; {advice[what]}, or name the run"
                 " folder that has it"
             )
-        return teacher.read(rows)
+        teacher.check(base, finds=what == "find")
+        return teacher
 
     def _opened(self) -> Book:
         book = self.book
@@ -281,25 +285,3 @@ class OpenBook:
 
 def digest_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def usual_backend(student: Path) -> BackendName:
-    """Torch where it is installed; else the faster of the two exports, as it was timed when they were written."""
-    record = student / EXPORT / RECORD
-    if find_spec("torch") is not None or not record.is_file():
-        return "torch"
-    return "onnx-int8" if read_json(record).get("recommended") == "onnx-int8" else "onnx"
-
-
-def load(folder: Path, backend: BackendName, threads: int | None = None) -> Backend:
-    """The engine of this name over a student's, or a teacher's, folder."""
-    if backend != "torch":
-        return OnnxBackend(folder, backend, threads)
-    try:
-        from openbook.backends.pytorch import TorchBackend
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"{folder} is run by torch, and {error.name} is not installed: pip install 'openbook[train]', or choose"
-            " backend onnx or onnx-int8"
-        ) from error
-    return TorchBackend.load(folder, threads)
