@@ -235,7 +235,7 @@ def test_init_writes_a_recipe_and_does_not_overwrite(
 class Book:
     """What `predict` asks of the object behind it."""
 
-    labels = ("no", "yes")
+    labels, book = ("no", "yes"), None
 
     def predict(self, rows: list[Any]) -> list[str]:
         return ["yes" for _ in rows]

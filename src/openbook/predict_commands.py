@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from openbook.book_commands import Engine, Model, Threads
 from openbook.config import UsageError
 from openbook.console import console
+from openbook.knowledge_base.interpolate import EMPTY
 
 if TYPE_CHECKING:
     from openbook.batch_prediction import Job, Tally
@@ -62,7 +64,8 @@ def predict_rows(model: Path, job: Job, backend: Engine, threads: Threads, force
 
     records = prepared(job, force)
     book = OpenBook.from_pretrained(model, backend, threads)
-    with console.status(f"reading {job.input}") as status:
+    say_if_empty(book)
+    with console.status(escape(f"reading {job.input}")) as status:
         tally = predict_file(book, model, job, records, force, lambda done: status.update(so_far(done)))
     console.print(f"{job.output}: {so_far(tally)}", markup=False)
     if tally.rejected:
@@ -84,11 +87,17 @@ def predict_texts(
     lines = list(texts or (line.rstrip("\n") for line in sys.stdin))
     rows = [as_pair(line, place) for place, line in enumerate(lines)] if pair else lines
     book = OpenBook.from_pretrained(model, backend, threads)
+    say_if_empty(book)
     for line, record in zip(lines, predictions(book, rows, explain), strict=True):
         if as_json:
             typer.echo(json.dumps({"text": line, **record}, ensure_ascii=False))
         else:
             show_prediction(line, record)
+
+
+def say_if_empty(book: Any) -> None:
+    if book.book is not None and not book.book.base.ids:
+        typer.echo(f"note: {EMPTY}", err=True)
 
 
 def as_pair(line: str, place: int) -> tuple[str, str]:
@@ -107,7 +116,7 @@ def predictions(book: Any, rows: list[Any], explain: bool) -> list[dict[str, Any
     if explain:
         for record, told in zip(records, book.explain(rows), strict=True):
             record["alone"] = told.alone
-            record["neighbours"] = told.evidence.as_records()
+            record["neighbours"], record["reason"] = told.evidence.as_records(), told.evidence.reason
     return records
 
 

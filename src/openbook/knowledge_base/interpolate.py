@@ -16,6 +16,7 @@ from openbook.knowledge_base.search import Hits
 from openbook.types import KnowledgeBase
 
 LOWEST = float(np.finfo(np.float64).min)
+EMPTY = "the book is empty: the student answers alone"
 TRAIN = "train"  # where the entries of a base without origins come from
 Search = Callable[[NDArray[Any], int, Sequence[Iterable[int]] | None], Hits]  # queries (B, d), k, exclude: in one base
 
@@ -50,6 +51,7 @@ class Evidence:
     neighbours: tuple[Neighbour, ...]  # best first; empty when nothing was found, or looked up
     variance: float  # of the neighbours' values at `predicted`, under their weights
     decisive: bool  # whether retrieval changed the class
+    reason: str | None = None  # why there was nothing to look up; None where there was
 
     def as_records(self) -> list[dict[str, Any]]:
         """The neighbours in plain values, rounded: what is shown of them in a row of an output."""
@@ -240,6 +242,7 @@ def _explain(
         neighbours=neighbours,
         variance=float(shares @ (values[:, predicted] - average[predicted]) ** 2),
         decisive=predicted != int(student.argmax()),
+        reason=None if base.ids else EMPTY,
     )
 
 
