@@ -11,6 +11,13 @@ from openbook.checkpoint import read_json
 from openbook.config import UsageError
 
 
+def student_in(run: Path) -> Path:
+    """The student's folder inside a run's. Raises UsageError where none is finished."""
+    if not (run / "student" / "config.json").is_file():
+        raise UsageError(f"{run} holds no finished student/ folder; name a run folder such as runs/quickstart")
+    return run / "student"
+
+
 def usual_backend(student: Path) -> BackendName:
     """Torch where it is installed; else the faster of the two exports, as it was timed when they were written."""
     record = student / EXPORT / RECORD

@@ -22,7 +22,7 @@ from openbook.knowledge_base.editing import Edit
 from openbook.knowledge_base.interpolate import Evidence, evidence
 from openbook.knowledge_base.search import normalise, search_of
 from openbook.knowledge_base.shelf import Book, Shelf
-from openbook.loading import load, usual_backend
+from openbook.loading import load, student_in, usual_backend
 from openbook.student_keys import is_by_student, rekeyed, space
 from openbook.types import KnowledgeBase
 
@@ -95,11 +95,10 @@ class OpenBook:
         folder = Path(folder)
         if backend is not None and backend not in BACKENDS:
             raise UsageError(f"backend={backend!r} is unknown; choose from {', '.join(BACKENDS)}")
-        if not (folder / "student" / "config.json").is_file():
-            raise UsageError(f"{folder} holds no finished student/ folder; name a run folder such as runs/quickstart")
+        student = student_in(folder)
         book = folder / "knowledge_base"
         base = book if (book / "manifest.json").is_file() else None
-        return cls(load(folder / "student", backend or usual_backend(folder / "student"), threads), base)
+        return cls(load(student, backend or usual_backend(student), threads), base)
 
     def save_pretrained(self, folder: str | Path) -> None:
         self.backend.save(Path(folder) / "student")
@@ -229,7 +228,8 @@ class OpenBook:
         if isinstance(labels, str) or len(labels) != count:
             raise UsageError(f"there are {count} texts or ids; give as many labels, not {labels!r}")
         if self.labels is None:
-            return np.array(labels, np.float32)[:, None]
+            scores = [score_of(label, f"label {place}") for place, label in enumerate(labels)]
+            return np.array(scores, np.float32)[:, None]
         for place, label in enumerate(labels):
             if label not in self.labels:
                 raise UsageError(f"label {place} is {label!r}; the student knows {', '.join(self.labels)}")
@@ -281,6 +281,17 @@ class OpenBook:
 
     def name(self, answer: NDArray[Any]) -> str | float:
         return float(answer[0]) if self.labels is None else self.labels[int(answer.argmax())]
+
+
+def score_of(label: Any, where: str) -> float:
+    """Raises UsageError for a label that is no finite number; `where` it stands."""
+    try:
+        score = float(label)
+    except (TypeError, ValueError, OverflowError):
+        score = np.nan
+    if not np.isfinite(score):
+        raise UsageError(f"{where} is {label!r}; the student gives scores, so a number is needed")
+    return score
 
 
 def digest_text(text: str) -> str:
