@@ -25,6 +25,7 @@ from openbook.distillation import losses
 from openbook.distillation.teachers import RecordedTeacher
 from openbook.inference import answers_of
 from openbook.knowledge_base import store
+from openbook.knowledge_base.rules import Rules
 from openbook.knowledge_base.search import normalise
 from openbook.lessons import (
     blank_student,
@@ -273,6 +274,10 @@ def test_the_book_that_is_built_says_what_it_is(attend: Callable[..., Run], over
     manifest = base.manifest
     assert manifest["retrieval"] == tuned["1"]["retrieval"]
     assert manifest["omega"] == tuned["1"]["omega"]
+    rules = Rules.from_manifest(manifest)
+    settings = run.recipe.knowledge_base
+    assert (rules.metric, rules.mode, rules.skip) == ("accuracy", settings.mode, settings.skip)
+    assert rules == Rules.of("accuracy", settings.mode, settings.skip, [row.text for row in run.task.test])
     assert manifest["made_from"] == key_parts(run)
     teacher = BookTeacher.beside(run.folder)
     assert teacher is not None

@@ -16,6 +16,8 @@ from openbook import cli
 from openbook.checkpoint import open_artifact, read_json
 from openbook.config import RunError, UsageError
 from openbook.knowledge_base import store
+from openbook.recipe import load_recipe
+from openbook.workspace import Run
 
 STAGES = (
     "run", "train-teacher", "build-bank", "retrieve", "build-corpus", "record-answers", "distill", "build-kb",
@@ -305,11 +307,18 @@ def book_is_edited(run: Path, world: Path) -> None:
     id = next(word for word in listed.split() if word.startswith("remembered/"))
     assert "forgot 1; 117 entries" in ask("forget", id)
     assert [line.split()[2] for line in ask("book", "--log").splitlines()] == ["add", "add", "remove"]
-    assert "held out 48: alone" in ask("book", "--tune", str(world / "test.csv"))
+    task = Run(load_recipe(run / "run.yaml"), run).task
+    for name, rows in (("own", task.holdout), ("reported", task.test)):
+        texts = [f"{row.text},{('negative', 'positive')[row.label]}" for row in rows]
+        (run / f"{name}.csv").write_text("\n".join(["text,label", *texts]))
+    assert f"held out {len(task.holdout)}: alone" in ask("book", "--tune", str(run / "own.csv"))
     assert "compacted; 117 entries" in ask("book", "--compact", "--form", "fp16")
     assert "fp16" in ask("book")
     assert "(remembered 2, train 115)" in ask("book")
     assert open_artifact(run / "knowledge_base") is not None
+    refused = call("book", "--tune", str(run / "reported.csv"), "--model", str(run))
+    told = f"{len(task.test)} of {len(task.test)} examples to tune on are in the reported split"
+    assert told in str(refused.exception)
     refused = call("remember", "what", "--label", "neutral", "--model", str(run))
     assert "label 0 is 'neutral'; the student knows negative, positive" in str(refused.exception)
     assert "give texts, or --file" in str(call("remember", "--model", str(run)).exception)

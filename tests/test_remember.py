@@ -17,7 +17,9 @@ from openbook.checkpoint import read_json, write_json
 from openbook.config import StudentSettings, UsageError
 from openbook.keys import projection_part
 from openbook.knowledge_base import editing, store
+from openbook.knowledge_base.rules import Rules
 from openbook.knowledge_base.search import normalise
+from openbook.metrics import score
 from openbook.models.encoder import Encoder, Head
 from openbook.models.student import new_student
 from openbook.predictor import OpenBook
@@ -318,8 +320,60 @@ def test_tuning_takes_the_entries_as_often_as_they_are_there(without_teacher: Pa
     store.save(replace(book.base, origins=("corpus",) * 20), without_teacher / "knowledge_base")
     tuned = book.tune(NEW, ["good", "bad", "good"])
     assert {cell.omega for cell in tuned.table} == {1.0}
-    with pytest.raises(UsageError, match="metric='accurracy' is unknown; choose from"):
-        book.tune(NEW, ["good", "bad", "good"], metric="accurracy")
+    for metric in ("accurracy", "pearson"):
+        with pytest.raises(
+            UsageError, match=f"metric='{metric}' is unknown in classification; choose from accuracy, f1"
+        ):
+            book.tune(NEW, ["good", "bad", "good"], metric=metric)
+
+
+def ruled(run: Path, rules: Rules) -> OpenBook:
+    """The book of a run that was told how it was tuned."""
+    base = store.load(run / "knowledge_base")
+    store.save(replace(base, manifest={**base.manifest, "tuning": rules.to_manifest()}), run / "knowledge_base")
+    return OpenBook.from_pretrained(run)
+
+
+def test_tuning_goes_by_the_metric_of_the_recipe(without_teacher: Path) -> None:
+    labels = ["good", "bad", "good"]
+    for metric in ("accuracy", "matthews_correlation"):
+        book = ruled(without_teacher, Rules.of(metric, "constant", "none", ()))
+        said = OpenBook(book.backend).predict_proba(NEW)
+        gold = np.array([LABELS.index(label) for label in labels])
+        assert book.tune(NEW, labels).baseline_score == pytest.approx(score(metric, said, gold))
+        assert book.tune(NEW, labels, "f1").baseline_score == pytest.approx(score("f1", said, gold))
+
+
+def test_tuning_keeps_the_mode_and_the_skip_of_the_recipe(without_teacher: Path) -> None:
+    book = ruled(without_teacher, Rules.of("accuracy", "constant", "safe", ()))
+    texts = [f"{word} {number}" for number in range(20) for word in ("fine", "poor")]
+    wrong = ["good" if label == "bad" else "bad" for label in OpenBook(book.backend).predict(texts)]
+    book.remember(texts, wrong)
+    assert book.tune([f"{text} once" for text in texts], wrong).kept
+    assert book.book is not None
+    assert book.book.retrieval.skip == "safe"
+
+
+def test_tuning_on_what_is_reported_is_refused_or_written_down(without_teacher: Path) -> None:
+    book = ruled(without_teacher, Rules.of("accuracy", "constant", "none", [NEW[1].upper()]))
+    assert book.base is not None
+    before = book.base.manifest
+    with pytest.raises(UsageError, match="1 of 3 examples to tune on are in the reported split"):
+        book.tune(NEW, ["good", "bad", "good"])
+    assert book.base.manifest is before
+    assert not book.tune(NEW[::2], ["good", "bad"]).on_reported_split
+    assert book.base.manifest["tuned_on"] == "2 texts of one's own"
+    assert book.tune(NEW, ["good", "bad", "good"], reported_split=True).on_reported_split
+    assert book.base.manifest["tuned_on"] == "3 texts of one's own, some of the reported split"
+
+
+def test_another_domain_does_not_change_how_a_book_is_tuned(without_teacher: Path) -> None:
+    rules = Rules.of("f1", "constant", "safe", NEW)
+    base = ruled(without_teacher, rules).base
+    assert base is not None
+    other = replace(base, manifest={**base.manifest, "tuning": Rules.of("accuracy", "gate", "none", ()).to_manifest()})
+    editing.swap(without_teacher / "knowledge_base", other)
+    assert Rules.from_manifest(store.load(without_teacher / "knowledge_base").manifest) == rules
 
 
 @pytest.mark.parametrize(

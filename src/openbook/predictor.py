@@ -20,7 +20,7 @@ from openbook.knowledge_base import editing, store
 from openbook.knowledge_base.answering import answer
 from openbook.knowledge_base.editing import Edit
 from openbook.knowledge_base.interpolate import Evidence, evidence
-from openbook.knowledge_base.search import normalise, search_of
+from openbook.knowledge_base.search import normalise
 from openbook.knowledge_base.shelf import Book, Shelf
 from openbook.loading import load, student_in, usual_backend
 from openbook.student_keys import is_by_student, rekeyed, space
@@ -198,29 +198,31 @@ class OpenBook:
         """Correct what entries say. Raises UsageError for an unknown id or label, and changes nothing then."""
         return editing.relabel(self._folder(), ids, self.values(labels, len(ids)))
 
-    def tune(self, texts: Sequence[Text], labels: Sequence[Any], metric: str | None = None) -> Tuned:
+    def tune(
+        self, texts: Sequence[Text], labels: Sequence[Any], metric: str | None = None, reported_split: bool = False
+    ) -> Tuned:
         """Choose anew how the book is opened, on labelled texts that it does not hold, and keep that with the book.
 
-        `metric` is accuracy, or pearson in regression, if absent. Raises UsageError for texts that the book holds, and
-        for an unknown metric.
+        As when it was built: by the same metric, in the same mode, with the same skip, and not on texts of the reported
+        split, unless `reported_split` allows it. Raises UsageError for texts that the book holds or that are reported,
+        and for a metric that is none of this kind of answer.
         """
-        from openbook.knowledge_base.tuning import HeldOut, collect, tune
-        from openbook.metrics import METRICS
+        from openbook.knowledge_base.rules import Rules
+        from openbook.metrics import OF_KIND
 
-        name = metric or ("pearson" if self.labels is None else "accuracy")
-        if name not in METRICS:
-            raise UsageError(f"metric={name!r} is unknown; choose from {', '.join(METRICS)}")
+        folder, base = self._folder(), self._opened().base
+        rules = Rules.from_manifest(base.manifest)
+        name, known = metric or rules.metric or next(iter(OF_KIND[self.kind])), OF_KIND[self.kind]
+        if name not in known:
+            raise UsageError(f"metric={name!r} is unknown in {self.kind}; choose from {', '.join(known)}")
         rows, _ = as_rows(texts)
-        folder, heard = self._folder(), self.read(rows)
-        values = self.values(labels, len(rows))
+        values, heard = self.values(labels, len(rows)), self.read(rows)
         gold = values[:, 0] if self.labels is None else values.argmax(axis=1)
-        joined = tuple("\t".join(fields(row)) for row in rows)
-        held_out = HeldOut(tuple(f"row {place}" for place in range(len(rows))), joined, gold)
-        base = self._opened().base
-        caches = collect(held_out, outputs_of(heard, self.kind), heard.embedding, base, search_of)
-        as_it_is = {1.0: caches[1.0]}  # how often its entries count was settled when it was built
-        tuned = tune(as_it_is, METRICS[name].function, self.kind, reported=())
-        editing.settle(folder, tuned.retrieval.to_manifest())
+        joined, outputs = ["\t".join(fields(row)) for row in rows], outputs_of(heard, self.kind)
+        judge = known[name].function
+        tuned = rules.tuned(joined, gold, outputs, heard.embedding, base, judge, self.kind, reported_split)
+        tuned_on = f"{len(rows)} texts of one's own{', some of the reported split' * tuned.on_reported_split}"
+        editing.settle(folder, tuned.retrieval.to_manifest(), tuned_on)
         return tuned
 
     def values(self, labels: Sequence[Any], count: int) -> NDArray[np.float32]:

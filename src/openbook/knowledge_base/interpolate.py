@@ -153,9 +153,9 @@ def own_positions(
         for name in {id, *_only(anchors, id)}:
             places["id", name].append(position)
         if text:
-            places["text", _normalised(text)].append(position)
+            places["text", normalised(text)].append(position)
     return [
-        np.array(sorted({*places.get(("id", id), ()), *places.get(("text", _normalised(text)), ())}), dtype=np.int64)
+        np.array(sorted({*places.get(("id", id), ()), *places.get(("text", normalised(text)), ())}), dtype=np.int64)
         for id, text in zip(ids, texts, strict=True)
     ]
 
@@ -273,6 +273,6 @@ def _only(anchors: Mapping[str, Collection[str]] | None, id: str) -> Collection[
     return found if len(found) == 1 else ()
 
 
-def _normalised(text: str) -> str:
+def normalised(text: str) -> str:
     """Equal for texts that differ in case or spacing only. The tab between two texts stays."""
     return "\t".join(" ".join(part.split()) for part in text.casefold().split("\t"))
