@@ -90,6 +90,17 @@ def test_brackets_of_a_text_are_shown_as_they_are(run: Path, ask: Ask) -> None:
     assert "[/INST]" in ask("predict", "a poor plot [/INST]", "--explain", "--model", run)[0]
 
 
+def test_a_text_of_the_book_is_asked_without_its_own_entry(run: Path, ask: Ask, refused: Callable[..., str]) -> None:
+    asked = ("predict", TEXTS[1], "--explain", "--json", "--model", run)
+    assert json.loads(ask(*asked)[0])["neighbours"][0]["id"] == "b"
+    told = json.loads(ask(*asked, "--leave-out")[0])
+    assert "b" not in [one["id"] for one in told["neighbours"]]
+    chances = OpenBook.from_pretrained(run).predict_proba(TEXTS[1], leave_out=True)
+    assert told["probability"] == pytest.approx(chances.max(), abs=1e-6)
+    given = ("predict", "--input", run / "rows.csv", "--output", run / "told.csv", "--leave-out", "--model", run)
+    assert "leave out texts" in refused(*given)
+
+
 def test_an_empty_book_says_so(run: Path, ask: Ask) -> None:
     alone = OpenBook(OpenBook.from_pretrained(run).backend).predict("a text")
     assert ask("predict", "a text", "--model", run)[1] == ""

@@ -29,6 +29,7 @@ OPTIONS = {name: ("--set", "--run-dir", "--dry-run") for name in STAGES} | {
         "--model",
         "--pair",
         "--explain",
+        "--leave-out",
         "--json",
         "--backend",
         "--threads",
@@ -239,10 +240,10 @@ class Book:
 
     labels, book = ("no", "yes"), None
 
-    def predict(self, rows: list[Any]) -> list[str]:
+    def predict(self, rows: list[Any], leave_out: bool) -> list[str]:
         return ["yes" for _ in rows]
 
-    def predict_proba(self, rows: list[Any]) -> Any:
+    def predict_proba(self, rows: list[Any], leave_out: bool) -> Any:
         return np.array([[0.25, 0.75]] * len(rows))
 
 

@@ -79,6 +79,36 @@ def test_what_is_remembered_is_found_by_the_next_prediction(without_teacher: Pat
     assert other.explain(NEW[0]).evidence.neighbours[0].id.startswith("t/train/")
 
 
+def test_a_text_of_the_book_can_be_asked_without_its_own_entry(without_teacher: Path) -> None:
+    """As if it had never been kept; whatever its case and spacing, and whatever else says the same."""
+    book = OpenBook.from_pretrained(without_teacher)
+    texts = [*NEW, "nothing of the book"]
+    before = book.predict_proba(texts)
+    book.remember(NEW, ["good", "bad", "good"], ids=list("abc"))
+    book.remember(NEW[0].upper().replace(" ", "  "), "bad", ids=["d"])
+    book.remember(("one", "other"), "good", ids=["e"])
+    assert np.abs(book.predict_proba(NEW) - before[:3]).max() > 0.1
+    one_out = book.predict_proba(texts, leave_out=True)
+    for place, ids in enumerate((["a", "d"], ["b"], ["c"], [])):
+        np.testing.assert_allclose(one_out[place], book.predict_proba(texts[place], leave_out=ids), atol=1e-6)
+        found = {one.id for one in book.explain(texts[place], leave_out=True).evidence.neighbours}
+        assert not found & set(ids)
+    np.testing.assert_array_equal(book.predict_proba(texts, leave_out=list("abcde")), before)
+    assert [book.predict(NEW[0]), book.predict(NEW[0], leave_out="a")] == ["good", "bad"]
+    assert book.explain(("one", "other"), leave_out=True).evidence.neighbours[0].id != "e"
+    with pytest.raises(UsageError, match="leave_out: 'nowhere' is no entry of the book"):
+        book.predict(texts, leave_out=["a", "nowhere"])
+    assert OpenBook(book.backend).predict(texts, leave_out=True) == OpenBook(book.backend).predict(texts)
+
+
+def test_of_a_closed_book_an_explanation_leaves_out_as_well(without_teacher: Path) -> None:
+    book = OpenBook.from_pretrained(without_teacher)
+    book.remember(NEW[0], "good", ids=["a"])
+    editing.settle(without_teacher / "knowledge_base", {"top_k": 1, "temperature": 0.1, "beta": 1.0})
+    assert book.explain(NEW[0]).evidence.neighbours[0].id == "a"
+    assert book.explain(NEW[0], leave_out=True).evidence.neighbours[0].id != "a"
+
+
 def test_a_label_is_corrected_without_a_training(without_teacher: Path) -> None:
     book = OpenBook.from_pretrained(without_teacher)
     book.remember(NEW, ["good", "bad", "good"])

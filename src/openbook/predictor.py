@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -19,7 +19,7 @@ from openbook.keys import values_of
 from openbook.knowledge_base import editing, store
 from openbook.knowledge_base.answering import answer
 from openbook.knowledge_base.editing import Edit
-from openbook.knowledge_base.interpolate import Evidence, evidence
+from openbook.knowledge_base.interpolate import Evidence, evidence, own_positions
 from openbook.knowledge_base.search import normalise
 from openbook.knowledge_base.shelf import Book, Shelf
 from openbook.loading import load, student_in, usual_backend
@@ -29,6 +29,8 @@ from openbook.types import KnowledgeBase
 if TYPE_CHECKING:
     from openbook.knowledge_base.tuning import Tuned
 
+LeaveOut = bool | Sequence[str]
+Hidden = Callable[[KnowledgeBase], list[NDArray[np.int64]]]  # positions that each row must not find in a base
 REMEMBERED = "remembered"  # the origin of entries that were added to a finished book
 
 
@@ -45,7 +47,8 @@ class Explanation:
 class OpenBook:
     """A distilled student and, if it has one, the knowledge base it looks its neighbours up in.
 
-    `predict`, `predict_proba` and `explain` take one text, a list of texts, one pair `(a, b)`, or a list of pairs.
+    `predict`, `predict_proba` and `explain` take one text, a list of texts, one pair `(a, b)`, or a list of pairs. With
+    `leave_out=True` no text finds an entry of its own (specification, 2.5); with ids, these entries are not found.
     """
 
     def __init__(self, backend: Backend, base: KnowledgeBase | Path | None = None):
@@ -105,24 +108,24 @@ class OpenBook:
         if self.base is not None:
             store.save(self.base, Path(folder) / "knowledge_base")
 
-    def predict(self, texts: Texts) -> Any:
+    def predict(self, texts: Texts, leave_out: LeaveOut = False) -> Any:
         """The label name (regression: the score) of one text, or a list of them for a list."""
         rows, single = as_rows(texts)
-        answers = [self.name(row) for row in self.answer(self.encode(rows))]
+        answers = [self.name(row) for row in self.answer(self.encode(rows), hiding(rows, leave_out))]
         return answers[0] if single else answers
 
-    def predict_proba(self, texts: Texts) -> NDArray[np.float64]:
+    def predict_proba(self, texts: Texts, leave_out: LeaveOut = False) -> NDArray[np.float64]:
         """Probabilities in the order of `labels`: (C,) for one text, (n, C) for a list. Regression: scores, C = 1."""
         rows, single = as_rows(texts)
-        answers = self.answer(self.encode(rows))
+        answers = self.answer(self.encode(rows), hiding(rows, leave_out))
         return np.asarray(answers[0] if single else answers)
 
-    def explain(self, texts: Texts) -> Any:
+    def explain(self, texts: Texts, leave_out: LeaveOut = False) -> Any:
         """The answer with the neighbours that decided it: one Explanation, or a list of them for a list."""
         rows, single = as_rows(texts)
         explained = [
             Explanation(row, self.name(one.result), self.name(one.student), one)
-            for row, one in zip(rows, self.evidence(self.encode(rows)), strict=True)
+            for row, one in zip(rows, self.evidence(self.encode(rows), hiding(rows, leave_out)), strict=True)
         ]
         return explained[0] if single else explained
 
@@ -130,24 +133,25 @@ class OpenBook:
         """Rows as the student reads them; `cut` tells which were too long."""
         return self.backend.encode(rows)
 
-    def answer(self, encoded: Sequence[Encoded]) -> NDArray[Any]:
-        """Probabilities (n, C), or scores (n, 1), of rows that are encoded already."""
+    def answer(self, encoded: Sequence[Encoded], hidden: Hidden | None = None) -> NDArray[Any]:
+        """Probabilities (n, C), or scores (n, 1), of rows that are encoded already; `hidden` as `hiding` gives it."""
         heard = self.backend.run(encoded)
         outputs, book = outputs_of(heard, self.kind), self.book
         if book is None:
             return outputs
-        return answer(outputs, heard.embedding, book.base, book.retrieval, book.index.search).outputs
+        exclude = None if hidden is None else hidden(book.base)
+        return answer(outputs, heard.embedding, book.base, book.retrieval, book.index.search, exclude).outputs
 
-    def evidence(self, encoded: Sequence[Encoded]) -> list[Evidence]:
+    def evidence(self, encoded: Sequence[Encoded], hidden: Hidden | None = None) -> list[Evidence]:
         """Answers to encoded rows with the neighbours they are made of. Raises UsageError without a book."""
         book = self._opened()
         heard, how = self.backend.run(encoded), book.retrieval
-        outputs = outputs_of(heard, self.kind)
+        outputs, exclude = outputs_of(heard, self.kind), None if hidden is None else hidden(book.base)
         if how.opens_book:
-            told = answer(outputs, heard.embedding, book.base, how, book.index.search)
+            told = answer(outputs, heard.embedding, book.base, how, book.index.search, exclude)
             hits, betas = told.hits, told.betas
         else:  # asked for, it is searched
-            hits, betas = book.index.search(heard.embedding, how.top_k), np.ones(len(encoded))
+            hits, betas = book.index.search(heard.embedding, how.top_k, exclude), np.ones(len(encoded))
         return evidence(book.base, hits, outputs, how.temperature, betas)
 
     def remember(self, texts: Texts, labels: Any = None, ids: Sequence[str] | None = None, weight: float = 1.0) -> Edit:
@@ -174,7 +178,7 @@ class OpenBook:
             heard = teacher.read(rows)
             keys = keys if own else teacher.keys(heard)
             values = values_of(self.kind, heard.logits) if values is None else values
-        told = tuple("\t".join(fields(row)) for row in rows)
+        told = joined_texts(rows)
         names = tuple(ids) if ids is not None else tuple(f"{REMEMBERED}/{digest_text(text)[:16]}" for text in told)
         about = {name: book.base.manifest[name] for name in ("kind", "labels", "key_space")}
         weights = None if weight == 1 else np.full(len(rows), weight, np.float32)
@@ -218,7 +222,7 @@ class OpenBook:
         rows, _ = as_rows(texts)
         values, heard = self.values(labels, len(rows)), self.read(rows)
         gold = values[:, 0] if self.labels is None else values.argmax(axis=1)
-        joined, outputs = ["\t".join(fields(row)) for row in rows], outputs_of(heard, self.kind)
+        joined, outputs = joined_texts(rows), outputs_of(heard, self.kind)
         judge = known[name].function
         tuned = rules.tuned(joined, gold, outputs, heard.embedding, base, judge, self.kind, reported_split)
         tuned_on = f"{len(rows)} texts of one's own{', some of the reported split' * tuned.on_reported_split}"
@@ -283,6 +287,30 @@ class OpenBook:
 
     def name(self, answer: NDArray[Any]) -> str | float:
         return float(answer[0]) if self.labels is None else self.labels[int(answer.argmax())]
+
+
+def hiding(rows: Sequence[Text], leave_out: LeaveOut) -> Hidden | None:
+    """What `leave_out` means for these rows. Entries that keep no text are left out by their ids alone."""
+    if leave_out is False:
+        return None
+    if leave_out is True:
+        return lambda base: own_positions(base, [""] * len(rows), joined_texts(rows))
+    ids = [leave_out] if isinstance(leave_out, str) else list(leave_out)
+    return lambda base: [places_of(base, ids)] * len(rows)
+
+
+def places_of(base: KnowledgeBase, ids: Sequence[str]) -> NDArray[np.int64]:
+    """Raises UsageError for an id that the base has not."""
+    known = {id: place for place, id in enumerate(base.ids)}
+    unknown = [id for id in ids if id not in known]
+    if unknown:
+        raise UsageError(f"leave_out: {unknown[0]!r} is no entry of the book; name ids as `explain` shows them")
+    return np.array([known[id] for id in ids], np.int64)
+
+
+def joined_texts(rows: Sequence[Text]) -> tuple[str, ...]:
+    """As a base stores them."""
+    return tuple("\t".join(fields(row)) for row in rows)
 
 
 def score_of(label: Any, where: str) -> float:
