@@ -101,6 +101,16 @@ def test_a_text_of_the_book_is_asked_without_its_own_entry(run: Path, ask: Ask, 
     assert "leave out texts" in refused(*given)
 
 
+def test_books_are_merged_swapped_and_compared(run: Path, ask: Ask, tokenizer: Any, tmp_path: Path) -> None:
+    other = made(tmp_path / "other", tokenizer)
+    ask("remember", "a plot", "--label", "good", "--model", other)
+    ask("forget", "a", "b", "c", "d", "--model", other)
+    assert "added: 1 remembered/" in ask("book", "--diff", other, "--model", run)[0]
+    assert "merged 1; 5 entries" in ask("book", "--merge", other, "--model", run)[0]
+    assert f"swapped for {other}; 1 entries" in ask("book", "--swap", other, "--model", run)[0]
+    assert "entries    1 (remembered 1)" in ask("book", "--model", run)[0]
+
+
 def test_an_empty_book_says_so(run: Path, ask: Ask) -> None:
     alone = OpenBook(OpenBook.from_pretrained(run).backend).predict("a text")
     assert ask("predict", "a text", "--model", run)[1] == ""

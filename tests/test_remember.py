@@ -109,6 +109,79 @@ def test_of_a_closed_book_an_explanation_leaves_out_as_well(without_teacher: Pat
     assert book.explain(NEW[0], leave_out=True).evidence.neighbours[0].id != "a"
 
 
+def another(folder: Path, tokenizer: Any, seed: int = 7, labels: tuple[str, ...] = LABELS) -> Path:
+    """The run of another domain: two texts, found by a student of its own."""
+    about = {"kind": "classification", "labels": labels, "key_space": "elsewhere", "keyed_by": "student"}
+    keys, values = np.eye(2, 16, dtype=np.float32), np.eye(2, dtype=np.float32)
+    base = KnowledgeBase(keys, values, ("x/0", "x/1"), tuple(NEW[:2]), about, origins=("other", "other"))
+    store.save(base, folder / "knowledge_base")
+    return folder
+
+
+def test_another_domain_is_merged_and_swapped_where_the_student_finds_it(without_teacher: Path, tokenizer: Any) -> None:
+    """Its keys are another student's; this one finds its texts itself."""
+    book, other = OpenBook.from_pretrained(without_teacher), another(without_teacher / "other", tokenizer)
+    assert book.base is not None
+    before = book.base
+    assert {*book.diff(other).added} == {"x/0", "x/1"}
+    merged = book.merge(other)
+    assert (merged.added, merged.entries) == (2, 22)
+    assert book.predict(NEW[:2]) == ["bad", "good"]
+    assert book.explain(NEW[0]).evidence.neighbours[0].similarity == pytest.approx(1, abs=1e-6)
+    with pytest.raises(UsageError, match="2 of 2 are taken"):
+        book.merge(str(other / "knowledge_base"))
+    swapped = book.swap(other)
+    assert (swapped.entries, swapped.stale) == (2, True)
+    assert book.base.ids == ("x/0", "x/1")
+    assert book.predict(NEW[:2]) == ["bad", "good"]
+    assert OpenBook.from_pretrained(without_teacher).predict(NEW[:2]) == ["bad", "good"]
+    book.swap(before)
+    assert book.base.ids == before.ids
+    assert not any((book.diff(before).added, book.diff(before).removed, book.diff(before).rewritten))
+
+
+def test_what_does_not_fit_is_neither_merged_nor_swapped(run: Path, tokenizer: Any) -> None:
+    book = OpenBook.from_pretrained(run)
+    for edit in (book.merge, book.swap):
+        with pytest.raises(UsageError, match="key_space of the entries is 'elsewhere'"):
+            edit(another(run / "other", tokenizer))
+    book.rekey()
+    for edit in (book.merge, book.swap):
+        with pytest.raises(UsageError, match=r"labels of the entries is \['good', 'bad'\]"):
+            edit(another(run / "other", tokenizer, labels=LABELS[::-1]))
+        with pytest.raises(UsageError, match=r"manifest.json is missing"):
+            edit(run / "nowhere")
+    assert book.base is not None
+    assert len(book.base.ids) == 20
+
+
+def test_a_book_is_searched_by_words_and_compacted(without_teacher: Path) -> None:
+    book = OpenBook.from_pretrained(without_teacher)
+    book.remember([NEW[0], "quite another"], ["good", "bad"], ids=["a", "b"], weight=2)
+    found = book.find("QUITE")
+    assert [(one.id, one.label, one.origin, one.weight) for one in found] == [
+        ("a", "good", "remembered", 2), ("b", "bad", "remembered", 2),
+    ]  # fmt: skip
+    assert (found[0].text, found[0].probability) == (NEW[0], 1)
+    assert book.find("t/train/7")[0].origin == "train"
+    book.forget(["a"])
+    edit = book.compact("fp16")
+    assert (edit.what, edit.entries) == ("compact", 21)
+    assert book.base is not None
+    assert book.base.manifest["form"] == "fp16"
+    assert [one.id for one in book.find("quite")] == ["b"]
+
+
+def test_an_index_is_built_anew_where_keys_are(without_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[Path] = []
+    monkeypatch.setattr("openbook.predictor.build_index", built.append)
+    book = OpenBook.from_pretrained(without_teacher)
+    assert book.base is not None
+    for edit in (book.compact, book.rekey, lambda: book.swap(book.base)):
+        edit()
+    assert built == [without_teacher / "knowledge_base"] * 3
+
+
 def test_a_label_is_corrected_without_a_training(without_teacher: Path) -> None:
     book = OpenBook.from_pretrained(without_teacher)
     book.remember(NEW, ["good", "bad", "good"])

@@ -63,6 +63,10 @@ def book(
     log: Annotated[bool, typer.Option("--log", help="Show every edit.")] = False,
     find: Annotated[str | None, typer.Option("--find", help="List the entries whose text holds this.")] = None,
     diff: Annotated[Path | None, typer.Option("--diff", help="Compare with another folder of a book.")] = None,
+    merge: Annotated[Path | None, typer.Option("--merge", help="Add all entries of another book's folder.")] = None,
+    swap: Annotated[
+        Path | None, typer.Option("--swap", help="Put the entries of another book's folder in place of all.")
+    ] = None,
     compact: Annotated[bool, typer.Option("--compact", help="Write it anew, without what was removed.")] = False,
     form: Annotated[str | None, typer.Option("--form", help="With --compact: fp16, sq8, pca-64, pq-64.")] = None,
     keys: Annotated[
@@ -75,11 +79,17 @@ def book(
     text_pair: PairColumn = None,
     label: LabelColumn = None,
 ) -> None:
-    """Show what the book holds and how it is opened; compact, tune or compare it."""
+    """Show what the book holds and how it is opened; compact, merge, swap, tune or compare it."""
     from openbook.knowledge_base import editing, store
+    from openbook.predictor import base_of
 
     folder = model / "knowledge_base"
     rewrite(model, folder, compact, form, keys)
+    if merge is not None:
+        edit = opened(model).merge(merge)
+        told(edit, f"merged {edit.added}")
+    if swap is not None:
+        told(opened(model).swap(swap), f"swapped for {swap}")
     if tune is not None:
         show_tuned(opened(model), tune, *given(None, tune, text, text_pair, label or "label"))
     if log:
@@ -92,7 +102,7 @@ def book(
     if find is not None:
         show_entries(base, find)
     elif diff is not None:
-        found = editing.diff(base, store.load(diff))
+        found = editing.diff(base, base_of(diff))
         for name in ("added", "removed", "relabelled", "rewritten"):
             ids = getattr(found, name)
             console.print(f"{name}: {len(ids)} {', '.join(ids[:5])}", markup=False)
@@ -192,13 +202,12 @@ def show_tuned(predictor: Any, file: Path, rows: list[Any], labels: list[Any] | 
 
 
 def show_entries(base: Any, words: str) -> None:
-    labels, shown = base.manifest["labels"], Table("id", "label", "origin", "text")
-    for place, text in enumerate(base.texts):
-        if words.casefold() in text.casefold():
-            value = base.values[place]
-            label = f"{value[0]:.3g}" if labels is None else f"{labels[int(value.argmax())]} {value.max():.2f}"
-            origin = base.origins[place] if base.origins else "train"
-            shown.add_row(*map(Text, (base.ids[place], label, origin, text)))  # nobody's brackets are markup
+    from openbook.knowledge_base.entries import entries_with
+
+    shown = Table("id", "label", "origin", "text")
+    for one in entries_with(base, words):
+        label = f"{one.label:.3g}" if one.probability is None else f"{one.label} {one.probability:.2f}"
+        shown.add_row(*map(Text, (one.id, label, one.origin, one.text)))  # nobody's brackets are markup
     console.print(shown)
 
 

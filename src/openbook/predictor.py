@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from openbook.answers import Answers, Encoded, Text, Texts, as_rows, fields, outputs_of
+from openbook.answers import Answers, Encoded, Text, Texts, as_rows, joined, outputs_of
 from openbook.backends.base import BACKENDS, Backend, BackendName
 from openbook.book_teacher import BookTeacher
 from openbook.config import UsageError
 from openbook.keys import values_of
 from openbook.knowledge_base import editing, store
 from openbook.knowledge_base.answering import answer
-from openbook.knowledge_base.editing import Edit
-from openbook.knowledge_base.interpolate import Evidence, evidence, own_positions
+from openbook.knowledge_base.editing import Difference, Edit
+from openbook.knowledge_base.entries import Entry, Hidden, LeaveOut, entries_with, hiding
+from openbook.knowledge_base.interpolate import Evidence, evidence
 from openbook.knowledge_base.search import normalise
-from openbook.knowledge_base.shelf import Book, Shelf
+from openbook.knowledge_base.shelf import Book, Shelf, build_index
 from openbook.loading import load, student_in, usual_backend
 from openbook.student_keys import is_by_student, rekeyed, space
 from openbook.types import KnowledgeBase
@@ -29,8 +30,6 @@ from openbook.types import KnowledgeBase
 if TYPE_CHECKING:
     from openbook.knowledge_base.tuning import Tuned
 
-LeaveOut = bool | Sequence[str]
-Hidden = Callable[[KnowledgeBase], list[NDArray[np.int64]]]  # positions that each row must not find in a base
 REMEMBERED = "remembered"  # the origin of entries that were added to a finished book
 
 
@@ -111,13 +110,13 @@ class OpenBook:
     def predict(self, texts: Texts, leave_out: LeaveOut = False) -> Any:
         """The label name (regression: the score) of one text, or a list of them for a list."""
         rows, single = as_rows(texts)
-        answers = [self.name(row) for row in self.answer(self.encode(rows), hiding(rows, leave_out))]
+        answers = [self.name(row) for row in self.answer(self.encode(rows), hiding(joined(rows), leave_out))]
         return answers[0] if single else answers
 
     def predict_proba(self, texts: Texts, leave_out: LeaveOut = False) -> NDArray[np.float64]:
         """Probabilities in the order of `labels`: (C,) for one text, (n, C) for a list. Regression: scores, C = 1."""
         rows, single = as_rows(texts)
-        answers = self.answer(self.encode(rows), hiding(rows, leave_out))
+        answers = self.answer(self.encode(rows), hiding(joined(rows), leave_out))
         return np.asarray(answers[0] if single else answers)
 
     def explain(self, texts: Texts, leave_out: LeaveOut = False) -> Any:
@@ -125,7 +124,7 @@ class OpenBook:
         rows, single = as_rows(texts)
         explained = [
             Explanation(row, self.name(one.result), self.name(one.student), one)
-            for row, one in zip(rows, self.evidence(self.encode(rows), hiding(rows, leave_out)), strict=True)
+            for row, one in zip(rows, self.evidence(self.encode(rows), hiding(joined(rows), leave_out)), strict=True)
         ]
         return explained[0] if single else explained
 
@@ -178,7 +177,7 @@ class OpenBook:
             heard = teacher.read(rows)
             keys = keys if own else teacher.keys(heard)
             values = values_of(self.kind, heard.logits) if values is None else values
-        told = joined_texts(rows)
+        told = joined(rows)
         names = tuple(ids) if ids is not None else tuple(f"{REMEMBERED}/{digest_text(text)[:16]}" for text in told)
         about = {name: book.base.manifest[name] for name in ("kind", "labels", "key_space")}
         weights = None if weight == 1 else np.full(len(rows), weight, np.float32)
@@ -192,7 +191,9 @@ class OpenBook:
         not in a folder.
         """
         folder = self._folder()
-        return editing.rekey(folder, rekeyed(self._opened().base, self.backend))
+        edit = editing.rekey(folder, rekeyed(self._opened().base, self.backend))
+        build_index(folder)
+        return edit
 
     def forget(self, ids: Sequence[str]) -> Edit:
         """Remove entries: from the next prediction on they are not looked up. Raises UsageError for an unknown id."""
@@ -201,6 +202,43 @@ class OpenBook:
     def relabel(self, ids: Sequence[str], labels: Sequence[Any]) -> Edit:
         """Correct what entries say. Raises UsageError for an unknown id or label, and changes nothing then."""
         return editing.relabel(self._folder(), ids, self.values(labels, len(ids)))
+
+    def find(self, words: str) -> list[Entry]:
+        """The entries whose text holds these words, whatever their case."""
+        return entries_with(self._opened().base, words)
+
+    def diff(self, other: KnowledgeBase | str | Path) -> Difference:
+        """What has to be added to, removed from and changed in the book to make it another, or that of a folder."""
+        return editing.diff(self._opened().base, base_of(other))
+
+    def merge(self, other: KnowledgeBase | str | Path) -> Edit:
+        """Append all entries of another book, or of that in a folder, which must not share an id.
+
+        A student that finds its entries itself finds these too. Raises UsageError, and changes nothing, for other
+        labels, keys of another teacher or map, and ids that are taken.
+        """
+        folder = self._folder()
+        return editing.merge(folder, self._found_here(base_of(other)))
+
+    def swap(self, other: KnowledgeBase | str | Path) -> Edit:
+        """Put another domain's entries in place of all, as `merge` takes them; tune again afterwards."""
+        folder = self._folder()
+        edit = editing.swap(folder, self._found_here(base_of(other)))
+        build_index(folder)
+        return edit
+
+    def compact(self, form: str | None = None) -> Edit:
+        """Delete for good what was removed, and store keys in `form` if given: fp16, sq8, pca-64, pq-64."""
+        folder = self._folder()
+        edit = editing.compact(folder, form)
+        build_index(folder)
+        return edit
+
+    def _found_here(self, other: KnowledgeBase) -> KnowledgeBase:
+        """Its entries where this book's are found, if the student finds those."""
+        base = self._opened().base
+        is_elsewhere = other.manifest.get("key_space") != base.manifest["key_space"]
+        return rekeyed(other, self.backend) if is_by_student(base) and is_elsewhere else other
 
     def tune(
         self, texts: Sequence[Text], labels: Sequence[Any], metric: str | None = None, reported_split: bool = False
@@ -222,9 +260,9 @@ class OpenBook:
         rows, _ = as_rows(texts)
         values, heard = self.values(labels, len(rows)), self.read(rows)
         gold = values[:, 0] if self.labels is None else values.argmax(axis=1)
-        joined, outputs = joined_texts(rows), outputs_of(heard, self.kind)
+        outputs = outputs_of(heard, self.kind)
         judge = known[name].function
-        tuned = rules.tuned(joined, gold, outputs, heard.embedding, base, judge, self.kind, reported_split)
+        tuned = rules.tuned(joined(rows), gold, outputs, heard.embedding, base, judge, self.kind, reported_split)
         tuned_on = f"{len(rows)} texts of one's own{', some of the reported split' * tuned.on_reported_split}"
         editing.settle(folder, tuned.retrieval.to_manifest(), tuned_on)
         return tuned
@@ -289,28 +327,12 @@ class OpenBook:
         return float(answer[0]) if self.labels is None else self.labels[int(answer.argmax())]
 
 
-def hiding(rows: Sequence[Text], leave_out: LeaveOut) -> Hidden | None:
-    """What `leave_out` means for these rows. Entries that keep no text are left out by their ids alone."""
-    if leave_out is False:
-        return None
-    if leave_out is True:
-        return lambda base: own_positions(base, [""] * len(rows), joined_texts(rows))
-    ids = [leave_out] if isinstance(leave_out, str) else list(leave_out)
-    return lambda base: [places_of(base, ids)] * len(rows)
-
-
-def places_of(base: KnowledgeBase, ids: Sequence[str]) -> NDArray[np.int64]:
-    """Raises UsageError for an id that the base has not."""
-    known = {id: place for place, id in enumerate(base.ids)}
-    unknown = [id for id in ids if id not in known]
-    if unknown:
-        raise UsageError(f"leave_out: {unknown[0]!r} is no entry of the book; name ids as `explain` shows them")
-    return np.array([known[id] for id in ids], np.int64)
-
-
-def joined_texts(rows: Sequence[Text]) -> tuple[str, ...]:
-    """As a base stores them."""
-    return tuple("\t".join(fields(row)) for row in rows)
+def base_of(book: KnowledgeBase | str | Path) -> KnowledgeBase:
+    """A book itself, or that of its folder, or of a run's."""
+    if isinstance(book, KnowledgeBase):
+        return book
+    inside = Path(book) / "knowledge_base"
+    return store.load(inside if inside.is_dir() else book)
 
 
 def score_of(label: Any, where: str) -> float:
