@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from openbook import cross_fit, keys
 from openbook.answers import probabilities_of
 from openbook.backends.pytorch import TorchBackend
+from openbook.book_teacher import BookTeacher
 from openbook.checkpoint import building, read_json, write_json
 from openbook.config import KnowledgeBaseSettings, ProjectionSettings, Terms, UsageError
 from openbook.courses import CORPUS, Course, outline, reads_corpus, retrieves
@@ -24,6 +25,7 @@ from openbook.distillation import losses
 from openbook.distillation.teachers import RecordedTeacher
 from openbook.inference import answers_of
 from openbook.knowledge_base import store
+from openbook.knowledge_base.rules import Rules
 from openbook.knowledge_base.search import normalise
 from openbook.lessons import (
     blank_student,
@@ -272,7 +274,15 @@ def test_the_book_that_is_built_says_what_it_is(attend: Callable[..., Run], over
     manifest = base.manifest
     assert manifest["retrieval"] == tuned["1"]["retrieval"]
     assert manifest["omega"] == tuned["1"]["omega"]
+    rules = Rules.from_manifest(manifest)
+    settings = run.recipe.knowledge_base
+    assert (rules.metric, rules.mode, rules.skip) == ("accuracy", settings.mode, settings.skip)
+    assert rules == Rules.of("accuracy", settings.mode, settings.skip, [row.text for row in run.task.test])
     assert manifest["made_from"] == key_parts(run)
+    teacher = BookTeacher.beside(run.folder)
+    assert teacher is not None
+    teacher.check(base, finds=True)
+    assert {**teacher.parts, **keys.projection_part(run.folder / "teacher_outputs")} == manifest["made_from"]
     assert manifest["key_space"] == key_space(run)
     assert (manifest["value_source"], manifest["tuned_on"]) == ("teacher", "held-out training rows")
     counted = {name: base.origins.count(name) for name in {*base.origins}} or {"train": len(base.ids)}

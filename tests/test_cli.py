@@ -13,8 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 from openbook import cli
-from openbook.checkpoint import open_artifact
+from openbook.checkpoint import open_artifact, read_json
 from openbook.config import RunError, UsageError
+from openbook.knowledge_base import store
+from openbook.recipe import load_recipe
+from openbook.workspace import Run
 
 STAGES = (
     "run", "train-teacher", "build-bank", "retrieve", "build-corpus", "record-answers", "distill", "build-kb",
@@ -26,6 +29,7 @@ OPTIONS = {name: ("--set", "--run-dir", "--dry-run") for name in STAGES} | {
         "--model",
         "--pair",
         "--explain",
+        "--leave-out",
         "--json",
         "--backend",
         "--threads",
@@ -43,7 +47,20 @@ OPTIONS = {name: ("--set", "--run-dir", "--dry-run") for name in STAGES} | {
     "init": ("--data", "--test", "--name", "--output", "--force"),
     "remember": ("--model", "--file", "--text", "--text-pair", "--label", "--weight"),
     "forget": ("--model",),
-    "book": ("--model", "--log", "--find", "--diff", "--compact", "--form", "--keys", "--tune", "--text", "--label"),
+    "book": (
+        "--model",
+        "--log",
+        "--find",
+        "--diff",
+        "--merge",
+        "--swap",
+        "--compact",
+        "--form",
+        "--keys",
+        "--tune",
+        "--text",
+        "--label",
+    ),
     "export": ("--model", "--int8", "--agreement", "--opset", "--rows", "--text", "--text-pair"),
     "package": (
         "--output",
@@ -234,12 +251,12 @@ def test_init_writes_a_recipe_and_does_not_overwrite(
 class Book:
     """What `predict` asks of the object behind it."""
 
-    labels = ("no", "yes")
+    labels, book = ("no", "yes"), None
 
-    def predict(self, rows: list[Any]) -> list[str]:
+    def predict(self, rows: list[Any], leave_out: bool) -> list[str]:
         return ["yes" for _ in rows]
 
-    def predict_proba(self, rows: list[Any]) -> Any:
+    def predict_proba(self, rows: list[Any], leave_out: bool) -> Any:
         return np.array([[0.25, 0.75]] * len(rows))
 
 
@@ -291,6 +308,8 @@ def book_is_edited(run: Path, world: Path) -> None:
         assert done.exit_code == 0, f"{done.output} {done.exception}"
         return plain(done.output)
 
+    made_from = store.load(run / "knowledge_base").manifest["made_from"]
+    assert read_json(run / "student" / "config.json")["made_from"] == made_from
     before = ask("book")
     assert "entries    115 (train 115)" in before
     assert "remembered 2; 117 entries, generation" in ask(
@@ -302,11 +321,18 @@ def book_is_edited(run: Path, world: Path) -> None:
     id = next(word for word in listed.split() if word.startswith("remembered/"))
     assert "forgot 1; 117 entries" in ask("forget", id)
     assert [line.split()[2] for line in ask("book", "--log").splitlines()] == ["add", "add", "remove"]
-    assert "held out 48: alone" in ask("book", "--tune", str(world / "test.csv"))
+    task = Run(load_recipe(run / "run.yaml"), run).task
+    for name, rows in (("own", task.holdout), ("reported", task.test)):
+        texts = [f"{row.text},{('negative', 'positive')[row.label]}" for row in rows]
+        (run / f"{name}.csv").write_text("\n".join(["text,label", *texts]))
+    assert f"held out {len(task.holdout)}: alone" in ask("book", "--tune", str(run / "own.csv"))
     assert "compacted; 117 entries" in ask("book", "--compact", "--form", "fp16")
     assert "fp16" in ask("book")
     assert "(remembered 2, train 115)" in ask("book")
     assert open_artifact(run / "knowledge_base") is not None
+    refused = call("book", "--tune", str(run / "reported.csv"), "--model", str(run))
+    told = f"{len(task.test)} of {len(task.test)} examples to tune on are in the reported split"
+    assert told in str(refused.exception)
     refused = call("remember", "what", "--label", "neutral", "--model", str(run))
     assert "label 0 is 'neutral'; the student knows negative, positive" in str(refused.exception)
     assert "give texts, or --file" in str(call("remember", "--model", str(run)).exception)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 
 from openbook.agnostic_grid import AgnosticGrid, recipe_of
 from openbook.agnostic_page import publish
@@ -49,9 +50,8 @@ def execute(experiment: AgnosticExperiment, arms: Sequence[str] | None, page: Pa
     with alone(experiment.root):
         describe(experiment)
         for place, (arm, seed) in enumerate(cells, start=1):
-            console.print(
-                f"[bold]arm {arm}, seed {seed}[/] ({place} of {len(cells)}): {experiment.grid.arms[arm].title}"
-            )
+            title = experiment.grid.arms[arm].title
+            console.print(f"[bold]arm {escape(arm)}, seed {seed}[/] ({place} of {len(cells)}): {escape(title)}")
             finish(experiment, arm, seed)
             publish(experiment.results, page)
 

@@ -51,6 +51,11 @@ def fields(row: Text) -> tuple[str, ...]:
     return (row,) if isinstance(row, str) else row
 
 
+def joined(rows: Sequence[Text]) -> tuple[str, ...]:
+    """As a knowledge base stores them: the two texts of a pair are separated by a tab."""
+    return tuple("\t".join(fields(row)) for row in rows)
+
+
 def as_rows(texts: Texts) -> tuple[list[Text], bool]:
     """A list of texts or pairs, and whether a single one was given.
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from openbook.backends.base import BackendName
 from openbook.config import UsageError
 from openbook.console import console
+from openbook.knowledge_base.interpolate import EMPTY
 from openbook.student_keys import STUDENT, rekeyed
 
 Model = Annotated[Path, typer.Option("--model", help="A run folder, such as runs/quickstart.")]
@@ -40,7 +43,7 @@ def remember(
     """Add texts to the book; the next prediction looks them up. Without labels, the teacher's answer is kept."""
     book = opened(model)
     rows, labels = given(texts, file, text, text_pair, label)
-    edit = book.remember(rows, in_words(book, labels), weight=weight)
+    edit = book.remember(rows, in_words(book, labels, file), weight=weight)
     told(edit, f"remembered {edit.added}")
     if book.book and not book.book.retrieval.opens_book:
         console.print("the book is closed: tuning found that it did not help; see `openbook book --tune`")
@@ -60,6 +63,10 @@ def book(
     log: Annotated[bool, typer.Option("--log", help="Show every edit.")] = False,
     find: Annotated[str | None, typer.Option("--find", help="List the entries whose text holds this.")] = None,
     diff: Annotated[Path | None, typer.Option("--diff", help="Compare with another folder of a book.")] = None,
+    merge: Annotated[Path | None, typer.Option("--merge", help="Add all entries of another book's folder.")] = None,
+    swap: Annotated[
+        Path | None, typer.Option("--swap", help="Put the entries of another book's folder in place of all.")
+    ] = None,
     compact: Annotated[bool, typer.Option("--compact", help="Write it anew, without what was removed.")] = False,
     form: Annotated[str | None, typer.Option("--form", help="With --compact: fp16, sq8, pca-64, pq-64.")] = None,
     keys: Annotated[
@@ -72,13 +79,19 @@ def book(
     text_pair: PairColumn = None,
     label: LabelColumn = None,
 ) -> None:
-    """Show what the book holds and how it is opened; compact, tune or compare it."""
+    """Show what the book holds and how it is opened; compact, merge, swap, tune or compare it."""
     from openbook.knowledge_base import editing, store
+    from openbook.predictor import base_of
 
     folder = model / "knowledge_base"
     rewrite(model, folder, compact, form, keys)
+    if merge is not None:
+        edit = opened(model).merge(merge)
+        told(edit, f"merged {edit.added}")
+    if swap is not None:
+        told(opened(model).swap(swap), f"swapped for {swap}")
     if tune is not None:
-        show_tuned(opened(model), *given(None, tune, text, text_pair, label or "label"))
+        show_tuned(opened(model), tune, *given(None, tune, text, text_pair, label or "label"))
     if log:
         for event in editing.changes(folder):
             ids = event.get("ids", [])
@@ -89,7 +102,7 @@ def book(
     if find is not None:
         show_entries(base, find)
     elif diff is not None:
-        found = editing.diff(base, store.load(diff))
+        found = editing.diff(base, base_of(diff))
         for name in ("added", "removed", "relabelled", "rewritten"):
             ids = getattr(found, name)
             console.print(f"{name}: {len(ids)} {', '.join(ids[:5])}", markup=False)
@@ -106,9 +119,10 @@ def rewrite(model: Path, folder: Path, compact: bool, form: str | None, keys: st
     if keys not in (None, STUDENT):
         raise UsageError(f"--keys {keys}: a book can be changed to the keys of its student alone; give {STUDENT}")
     if keys is not None:
-        from openbook.predictor import load, usual_backend  # a book that does not fit its student can be mended so
+        from openbook.loading import load, student_in, usual_backend
 
-        backend = load(model / "student", usual_backend(model / "student"))
+        student = student_in(model)
+        backend = load(student, usual_backend(student))  # a book that does not fit its student can be mended so
         told(editing.rekey(folder, rekeyed(store.load(folder), backend)), "found by its student from now on")
     if compact:
         told(editing.compact(folder, form), "compacted")
@@ -138,25 +152,45 @@ def given(
     for column in (text, text_pair, label):
         if column is not None and rows and column not in rows[0]:
             raise UsageError(f"{file} has no column {column!r}; its columns are {', '.join(rows[0])}")
-    found = [row[text] if text_pair is None else (row[text], row[text_pair]) for row in rows]
-    return found, None if label is None else [row[label] for row in rows]
+    columns = [[text_of(row, column, place, file) for place, row in enumerate(rows)] for column in (text, text_pair)
+               if column is not None]  # fmt: skip
+    found = list(zip(*columns, strict=True)) if text_pair is not None else columns[0]
+    return found, None if label is None else [row.get(label) for row in rows]
+
+
+def text_of(row: Mapping[str, Any], column: str, place: int, file: Path) -> str:
+    """Raises UsageError for what is no text, or a blank one."""
+    found = row.get(column)
+    if not isinstance(found, str) or not found.strip():
+        raise UsageError(f"row {place + 1} of {file} has {found!r} for {column!r}; give a text, or leave the row out")
+    return found
 
 
 def told(edit: Any, what: str) -> None:
     console.print(f"{what}; {edit.entries} entries, generation {edit.generation}", markup=False)
+    if not edit.entries:
+        console.print(EMPTY)
     if edit.stale:
         console.print("more than a tenth has changed since its settings were tuned: `openbook book --tune FILE`")
 
 
-def in_words(predictor: Any, labels: list[Any] | None) -> list[Any] | None:
-    """Labels as the student names them: a file may have numbers for names."""
-    if labels is None:
-        return None
-    return [float(label) for label in labels] if predictor.labels is None else [str(label) for label in labels]
+def in_words(predictor: Any, labels: list[Any] | None, file: Path | None) -> list[Any] | None:
+    """Labels as the student names them: a file may have numbers for names. Raises UsageError for others in a file."""
+    if labels is None or file is None:
+        return labels
+    from openbook.predictor import score_of
+
+    if predictor.labels is None:
+        return [score_of(label, f"the label in row {place + 1} of {file}") for place, label in enumerate(labels)]
+    for place, label in enumerate(labels):
+        if str(label) not in predictor.labels:
+            known = ", ".join(predictor.labels)
+            raise UsageError(f"the label in row {place + 1} of {file} is {label!r}; the student knows {known}")
+    return [str(label) for label in labels]
 
 
-def show_tuned(predictor: Any, rows: list[Any], labels: list[Any] | None) -> None:
-    tuned = predictor.tune(rows, in_words(predictor, labels))
+def show_tuned(predictor: Any, file: Path, rows: list[Any], labels: list[Any] | None) -> None:
+    tuned = predictor.tune(rows, in_words(predictor, labels, file))
     verdict = (
         f"opened with beta {tuned.beta:g}, {tuned.top_k} neighbours" if tuned.kept else "stays closed: no clear gain"
     )
@@ -168,12 +202,12 @@ def show_tuned(predictor: Any, rows: list[Any], labels: list[Any] | None) -> Non
 
 
 def show_entries(base: Any, words: str) -> None:
-    labels, shown = base.manifest["labels"], Table("id", "label", "origin", "text")
-    for place, text in enumerate(base.texts):
-        if words.casefold() in text.casefold():
-            value = base.values[place]
-            label = f"{value[0]:.3g}" if labels is None else f"{labels[int(value.argmax())]} {value.max():.2f}"
-            shown.add_row(base.ids[place], label, base.origins[place] if base.origins else "train", text)
+    from openbook.knowledge_base.entries import entries_with
+
+    shown = Table("id", "label", "origin", "text")
+    for one in entries_with(base, words):
+        label = f"{one.label:.3g}" if one.probability is None else f"{one.label} {one.probability:.2f}"
+        shown.add_row(*map(Text, (one.id, label, one.origin, one.text)))  # nobody's brackets are markup
     console.print(shown)
 
 

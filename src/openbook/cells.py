@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 
 from openbook.answers import outputs_of
 from openbook.book_arms import SPLITS, Heard, consult
@@ -87,7 +88,7 @@ def prepare(experiment: Experiment, one: Cell) -> None:
         link(run.folder / folder, experiment.root / "store" / folder / fingerprint(step.inputs)[:16])
     stale = [step for step in plan(run, UNTIL) if not step.fresh]
     if stale:
-        console.print(f"[bold]{one.task} {one.arm}[/]")
+        console.print(f"[bold]{escape(f'{one.task} {one.arm}')}[/]")
     for step in stale:
         perform(run, step)
     record_word_answers(run)

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Column, Table
+from rich.text import Text
 
 from openbook import bench_commands, book_commands, export_commands, package_commands, predict_commands, serve_commands
 from openbook.config import RunError, UsageError
@@ -141,7 +142,7 @@ def stage(recipe: Path, overrides: list[str] | None, folder: Path | None, dry_ru
 
     done = start(recipe, overrides, folder, dry_run, until)
     if not dry_run:
-        console.print(f"{done.folder / stages_of(done.recipe)[until].folder}")
+        console.print(f"{done.folder / stages_of(done.recipe)[until].folder}", markup=False)
 
 
 def show_students(done: Any) -> None:
@@ -249,7 +250,7 @@ def tasks() -> None:
         rows = ", ".join(f"{split} {count:,}" for split, count in (task.rows or {}).items())
         labels = "" if task.labels is None else str(task.labels)
         cells = (task.name, task.family, ", ".join(sorted(task.groups)), task.kind or task.problem, labels)
-        table.add_row(*cells, ", ".join(task.metrics), rows, task.found)
+        table.add_row(*map(Text, (*cells, ", ".join(task.metrics), rows, task.found)))
     console.print(table)
 
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from openbook.cells import Experiment, is_done, key_of, prepare, read_cell, train_cell
 from openbook.checkpoint import read_json, write_json
@@ -93,7 +95,7 @@ def train(experiment: Experiment, cells: Sequence[Cell], what: str, done: Done =
     """Train the cells whose result is missing or was made from something else."""
     keys = {one: key_of(experiment, one) for one in unique(cells)}
     missing = [one for one, key in keys.items() if not done(experiment, one, key)]
-    console.print(f"[bold]{what}[/]: {len(missing)} of {len(keys)} trainings to do")
+    console.print(f"[bold]{escape(what)}[/]: {len(missing)} of {len(keys)} trainings to do")
     for one in missing:
         prepare(experiment, one)
     jobs = [(experiment, one, keys[one]) for one in missing]
@@ -109,7 +111,7 @@ def open_books(experiment: Experiment, cells: Sequence[Cell], what: str) -> None
     missing = [one for one in cells if not is_done(experiment.record_of(one), keys[one])]
     if not missing:
         return
-    console.print(f"[bold]{what}[/]: {len(missing)} of {len(cells)} to do")
+    console.print(f"[bold]{escape(what)}[/]: {len(missing)} of {len(cells)} to do")
     with track(what, len(missing)) as advance:
         for done, one in enumerate(missing, start=1):
             prepare(experiment, one)
@@ -183,5 +185,6 @@ def table(experiment: Experiment, tasks: Sequence[str]) -> Table:
             records = [read_json(path) for seed in seeds if (path := folder / f"seed-{seed}.json").exists()]
             scores = [100 * next(iter(record["scores"].values())) for record in records if record["status"] == "ok"]
             mean = f"{np.mean(scores):.1f} ± {np.std(scores, ddof=1) if len(scores) > 1 else 0:.1f}" if scores else ""
-            shown.add_row(task, arm, experiment.grid.arms[arm].title, mean, f"{len(scores)} of {len(seeds)}")
+            cells = (task, arm, experiment.grid.arms[arm].title, mean, f"{len(scores)} of {len(seeds)}")
+            shown.add_row(*map(Text, cells))
     return shown

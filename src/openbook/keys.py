@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,28 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from openbook.answers import probabilities_of
+from openbook.checkpoint import digest_file, fingerprint
 from openbook.knowledge_base.search import normalise
 
 PROJECTION = "projection.safetensors"
 BLOCK_ROWS = 1 << 13  # embeddings in double precision at once
+
+
+def parts_of(teacher: Path, tokenizer: str, max_length: int) -> dict[str, str]:
+    """All of a teacher that decides where it puts a text, by content: its folder, its tokenizer's rules as JSON."""
+    weights = {path.name: digest_file(path) for path in sorted(teacher.glob("*.safetensors"))}
+    return {"teacher": fingerprint(weights), "tokenizer": digest_of_rules(tokenizer), "max_length": str(max_length)}
+
+
+def projection_part(outputs: Path) -> dict[str, str]:
+    """The map to keys, by content."""
+    return {"projection": digest_file(outputs / PROJECTION)}
+
+
+def digest_of_rules(tokenizer: str) -> str:
+    """Of vocabulary and rules; the truncation and padding that the last call left behind do not count."""
+    rules = json.loads(tokenizer)
+    return fingerprint({name: part for name, part in rules.items() if name not in ("truncation", "padding")})
 
 
 def projection_in(outputs: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

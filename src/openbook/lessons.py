@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from openbook.checkpoint import digest_file, fingerprint
+from openbook.checkpoint import fingerprint
 from openbook.config import Terms, UsageError
 from openbook.courses import Course, needs_teacher, trainings
 from openbook.distillation.mapping import copied_layers
 from openbook.distillation.objective import Objective
 from openbook.distillation.teachers import LiveTeacher, RecordedTeacher, silent
-from openbook.keys import PROJECTION, keys_of, projection_in, values_of
+from openbook.keys import keys_of, parts_of, projection_in, projection_part, values_of
 from openbook.knowledge_base.interpolate import training_targets
 from openbook.knowledge_base.search import Hits
 from openbook.models.encoder import Encoder, load_finished, load_headless, refuse_untappable
@@ -28,7 +28,7 @@ from openbook.models.student import compare_widths, new_student, refuse_widening
 from openbook.recordings import Recording, hears_recording, outputs_folder, student_widths, teacher_widths, wanted_of
 from openbook.training import uses_bf16
 from openbook.types import Batch, Example, KnowledgeBase, Outputs, Teacher
-from openbook.workspace import Run, tokenizer_digest
+from openbook.workspace import Run
 
 SMALLEST = 1e-30  # a probability whose logarithm float32 still holds
 
@@ -87,13 +87,9 @@ def joined(example: Example) -> str:
 
 def key_parts(run: Run) -> dict[str, str]:
     """All that decides where a text's key lies, each by its content."""
-    weights = {path.name: digest_file(path) for path in sorted((run.folder / "teacher").glob("*.safetensors"))}
-    return {
-        "teacher": fingerprint(weights),
-        "projection": digest_file(outputs_folder(run) / PROJECTION),
-        "tokenizer": tokenizer_digest(run.teacher_tokenizer),
-        "max_length": str(run.recipe.task.max_length),
-    }
+    rules = run.teacher_tokenizer.backend_tokenizer.to_str()
+    own = parts_of(run.folder / "teacher", rules, run.recipe.task.max_length)
+    return own | projection_part(outputs_folder(run))
 
 
 def key_space(run: Run) -> str:

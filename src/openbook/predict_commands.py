@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from openbook.book_commands import Engine, Model, Threads
 from openbook.config import UsageError
 from openbook.console import console
+from openbook.knowledge_base.interpolate import EMPTY
 
 if TYPE_CHECKING:
     from openbook.batch_prediction import Job, Tally
@@ -24,6 +26,7 @@ def predict(
     model: Model = Path("runs/quickstart"),
     pair: Annotated[bool, typer.Option("--pair", help="Each text is two, separated by a tab.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Show the neighbours behind every answer.")] = False,
+    leave_out: Annotated[bool, typer.Option("--leave-out", help="No text finds an entry of its own.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     backend: Engine = None,
     threads: Threads = None,
@@ -48,11 +51,13 @@ def predict(
     if input_ is not None and output is not None:
         from openbook.batch_prediction import Job
 
-        if texts or pair or as_json:
-            raise UsageError("--input names a file of rows; leave out texts, --pair (use --text-pair) and --json")
+        if texts or pair or as_json or leave_out:
+            raise UsageError(
+                "--input names a file of rows; leave out texts, --pair (use --text-pair), --json and --leave-out"
+            )
         job = Job(input_, output, text, text_pair, probabilities, explain, prefix, quoting, batch_rows)
         return predict_rows(model, job, backend, threads, force)
-    predict_texts(texts, model, pair, explain, as_json, backend, threads)
+    predict_texts(texts, model, pair, explain, leave_out, as_json, backend, threads)
 
 
 def predict_rows(model: Path, job: Job, backend: Engine, threads: Threads, force: bool) -> None:
@@ -62,7 +67,8 @@ def predict_rows(model: Path, job: Job, backend: Engine, threads: Threads, force
 
     records = prepared(job, force)
     book = OpenBook.from_pretrained(model, backend, threads)
-    with console.status(f"reading {job.input}") as status:
+    say_if_empty(book)
+    with console.status(escape(f"reading {job.input}")) as status:
         tally = predict_file(book, model, job, records, force, lambda done: status.update(so_far(done)))
     console.print(f"{job.output}: {so_far(tally)}", markup=False)
     if tally.rejected:
@@ -77,18 +83,31 @@ def so_far(tally: Tally) -> str:
 
 
 def predict_texts(
-    texts: list[str] | None, model: Path, pair: bool, explain: bool, as_json: bool, backend: Engine, threads: Threads
+    texts: list[str] | None,
+    model: Path,
+    pair: bool,
+    explain: bool,
+    leave_out: bool,
+    as_json: bool,
+    backend: Engine,
+    threads: Threads,
 ) -> None:
     from openbook.predictor import OpenBook
 
     lines = list(texts or (line.rstrip("\n") for line in sys.stdin))
     rows = [as_pair(line, place) for place, line in enumerate(lines)] if pair else lines
     book = OpenBook.from_pretrained(model, backend, threads)
-    for line, record in zip(lines, predictions(book, rows, explain), strict=True):
+    say_if_empty(book)
+    for line, record in zip(lines, predictions(book, rows, explain, leave_out), strict=True):
         if as_json:
             typer.echo(json.dumps({"text": line, **record}, ensure_ascii=False))
         else:
             show_prediction(line, record)
+
+
+def say_if_empty(book: Any) -> None:
+    if book.book is not None and not book.book.base.ids:
+        typer.echo(f"note: {EMPTY}", err=True)
 
 
 def as_pair(line: str, place: int) -> tuple[str, str]:
@@ -98,16 +117,16 @@ def as_pair(line: str, place: int) -> tuple[str, str]:
     return first, second
 
 
-def predictions(book: Any, rows: list[Any], explain: bool) -> list[dict[str, Any]]:
-    answers, chances = book.predict(rows), book.predict_proba(rows)
+def predictions(book: Any, rows: list[Any], explain: bool, leave_out: bool) -> list[dict[str, Any]]:
+    answers, chances = book.predict(rows, leave_out), book.predict_proba(rows, leave_out)
     records = [
         {"prediction": answer, "probability": None if book.labels is None else float(chance.max())}
         for answer, chance in zip(answers, chances, strict=True)
     ]
     if explain:
-        for record, told in zip(records, book.explain(rows), strict=True):
+        for record, told in zip(records, book.explain(rows, leave_out), strict=True):
             record["alone"] = told.alone
-            record["neighbours"] = told.evidence.as_records()
+            record["neighbours"], record["reason"] = told.evidence.as_records(), told.evidence.reason
     return records
 
 

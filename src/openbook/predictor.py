@@ -5,32 +5,31 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from openbook.answers import Answers, Encoded, Text, Texts, as_rows, fields, outputs_of
+from openbook.answers import Answers, Encoded, Text, Texts, as_rows, joined, outputs_of
 from openbook.backends.base import BACKENDS, Backend, BackendName
-from openbook.backends.onnx import EXPORT, RECORD, OnnxBackend
-from openbook.checkpoint import read_json
+from openbook.book_teacher import BookTeacher
 from openbook.config import UsageError
-from openbook.keys import keys_of, values_of
+from openbook.keys import values_of
 from openbook.knowledge_base import editing, store
 from openbook.knowledge_base.answering import answer
-from openbook.knowledge_base.editing import Edit
+from openbook.knowledge_base.editing import Difference, Edit
+from openbook.knowledge_base.entries import Entry, Hidden, LeaveOut, entries_with, hiding
 from openbook.knowledge_base.interpolate import Evidence, evidence
-from openbook.knowledge_base.search import normalise, search_of
-from openbook.knowledge_base.shelf import Book, Shelf
+from openbook.knowledge_base.search import normalise
+from openbook.knowledge_base.shelf import Book, Shelf, build_index
+from openbook.loading import load, student_in, usual_backend
 from openbook.student_keys import is_by_student, rekeyed, space
 from openbook.types import KnowledgeBase
 
 if TYPE_CHECKING:
     from openbook.knowledge_base.tuning import Tuned
 
-OUTPUTS = "teacher_outputs"  # beside the knowledge base: where the map to its keys lies
 REMEMBERED = "remembered"  # the origin of entries that were added to a finished book
 
 
@@ -47,14 +46,15 @@ class Explanation:
 class OpenBook:
     """A distilled student and, if it has one, the knowledge base it looks its neighbours up in.
 
-    `predict`, `predict_proba` and `explain` take one text, a list of texts, one pair `(a, b)`, or a list of pairs.
+    `predict`, `predict_proba` and `explain` take one text, a list of texts, one pair `(a, b)`, or a list of pairs. With
+    `leave_out=True` no text finds an entry of its own (specification, 2.5); with ids, these entries are not found.
     """
 
     def __init__(self, backend: Backend, base: KnowledgeBase | Path | None = None):
         self.backend = backend
         self.shelf = None if base is None else Shelf(base)
         self._checked: Book | None = None
-        self._teacher: OpenBook | None = None
+        self._teacher: BookTeacher | None = None
         self.kind, self.labels = backend.about.kind, backend.about.labels
         self.key_space = backend.about.key_space
         _ = self.book
@@ -64,15 +64,18 @@ class OpenBook:
         """The knowledge base as it is now. Raises UsageError for one that was made for another student."""
         book = None if self.shelf is None else self.shelf.book()
         if book is not None and book is not self._checked:
-            manifest = book.base.manifest
+            manifest, made_from = book.base.manifest, self.backend.about.made_from
             by_student = is_by_student(book.base)
             if by_student and space(self.backend, manifest["key_space"]) != manifest["key_space"]:
+                others = [name for name, *_ in store.differences(manifest, {"made_from": made_from})]
+                made = f" (and they were made from another {', another '.join(others)})" if others else ""
                 raise UsageError(
                     "the entries of the knowledge base were found by its student, and the student's weights are others"
-                    " now; let these find them (`openbook book --keys student`), or put the old weights back"
+                    f" now{made}; let these find them (`openbook book --keys student`), or put the old weights back"
                 )
             known = None if by_student else self.key_space
-            store.check_fits(book.base, known or manifest["key_space"], self.labels)
+            parts = None if by_student else made_from
+            store.check_fits(book.base, known or manifest["key_space"], self.labels, parts)
             self._checked = book
         return book
 
@@ -94,35 +97,34 @@ class OpenBook:
         folder = Path(folder)
         if backend is not None and backend not in BACKENDS:
             raise UsageError(f"backend={backend!r} is unknown; choose from {', '.join(BACKENDS)}")
-        if not (folder / "student" / "config.json").is_file():
-            raise UsageError(f"{folder} holds no finished student/ folder; name a run folder such as runs/quickstart")
+        student = student_in(folder)
         book = folder / "knowledge_base"
         base = book if (book / "manifest.json").is_file() else None
-        return cls(load(folder / "student", backend or usual_backend(folder / "student"), threads), base)
+        return cls(load(student, backend or usual_backend(student), threads), base)
 
     def save_pretrained(self, folder: str | Path) -> None:
         self.backend.save(Path(folder) / "student")
         if self.base is not None:
             store.save(self.base, Path(folder) / "knowledge_base")
 
-    def predict(self, texts: Texts) -> Any:
+    def predict(self, texts: Texts, leave_out: LeaveOut = False) -> Any:
         """The label name (regression: the score) of one text, or a list of them for a list."""
         rows, single = as_rows(texts)
-        answers = [self.name(row) for row in self.answer(self.encode(rows))]
+        answers = [self.name(row) for row in self.answer(self.encode(rows), hiding(joined(rows), leave_out))]
         return answers[0] if single else answers
 
-    def predict_proba(self, texts: Texts) -> NDArray[np.float64]:
+    def predict_proba(self, texts: Texts, leave_out: LeaveOut = False) -> NDArray[np.float64]:
         """Probabilities in the order of `labels`: (C,) for one text, (n, C) for a list. Regression: scores, C = 1."""
         rows, single = as_rows(texts)
-        answers = self.answer(self.encode(rows))
+        answers = self.answer(self.encode(rows), hiding(joined(rows), leave_out))
         return np.asarray(answers[0] if single else answers)
 
-    def explain(self, texts: Texts) -> Any:
+    def explain(self, texts: Texts, leave_out: LeaveOut = False) -> Any:
         """The answer with the neighbours that decided it: one Explanation, or a list of them for a list."""
         rows, single = as_rows(texts)
         explained = [
             Explanation(row, self.name(one.result), self.name(one.student), one)
-            for row, one in zip(rows, self.evidence(self.encode(rows)), strict=True)
+            for row, one in zip(rows, self.evidence(self.encode(rows), hiding(joined(rows), leave_out)), strict=True)
         ]
         return explained[0] if single else explained
 
@@ -130,24 +132,25 @@ class OpenBook:
         """Rows as the student reads them; `cut` tells which were too long."""
         return self.backend.encode(rows)
 
-    def answer(self, encoded: Sequence[Encoded]) -> NDArray[Any]:
-        """Probabilities (n, C), or scores (n, 1), of rows that are encoded already."""
+    def answer(self, encoded: Sequence[Encoded], hidden: Hidden | None = None) -> NDArray[Any]:
+        """Probabilities (n, C), or scores (n, 1), of rows that are encoded already; `hidden` as `hiding` gives it."""
         heard = self.backend.run(encoded)
         outputs, book = outputs_of(heard, self.kind), self.book
         if book is None:
             return outputs
-        return answer(outputs, heard.embedding, book.base, book.retrieval, book.index.search).outputs
+        exclude = None if hidden is None else hidden(book.base)
+        return answer(outputs, heard.embedding, book.base, book.retrieval, book.index.search, exclude).outputs
 
-    def evidence(self, encoded: Sequence[Encoded]) -> list[Evidence]:
+    def evidence(self, encoded: Sequence[Encoded], hidden: Hidden | None = None) -> list[Evidence]:
         """Answers to encoded rows with the neighbours they are made of. Raises UsageError without a book."""
         book = self._opened()
         heard, how = self.backend.run(encoded), book.retrieval
-        outputs = outputs_of(heard, self.kind)
+        outputs, exclude = outputs_of(heard, self.kind), None if hidden is None else hidden(book.base)
         if how.opens_book:
-            told = answer(outputs, heard.embedding, book.base, how, book.index.search)
+            told = answer(outputs, heard.embedding, book.base, how, book.index.search, exclude)
             hits, betas = told.hits, told.betas
         else:  # asked for, it is searched
-            hits, betas = book.index.search(heard.embedding, how.top_k), np.ones(len(encoded))
+            hits, betas = book.index.search(heard.embedding, how.top_k, exclude), np.ones(len(encoded))
         return evidence(book.base, hits, outputs, how.temperature, betas)
 
     def remember(self, texts: Texts, labels: Any = None, ids: Sequence[str] | None = None, weight: float = 1.0) -> Edit:
@@ -167,16 +170,14 @@ class OpenBook:
         values = None if labels is None else self.values([labels] if single else labels, len(rows))
         book = self._opened()
         own = is_by_student(book.base)
-        heard = None if own and values is not None else self._teacher_says(rows, "find" if not own else "label")
         if own:
             keys = normalise(self.read(rows).embedding).astype(np.float32)
-        else:
-            assert heard is not None
-            keys = keys_of(folder.parent / OUTPUTS, heard.embedding)
-        if values is None:
-            assert heard is not None
-            values = values_of(self.kind, heard.logits)
-        told = tuple("\t".join(fields(row)) for row in rows)
+        if not own or values is None:
+            teacher = self._asked("label" if own else "find", book.base)
+            heard = teacher.read(rows)
+            keys = keys if own else teacher.keys(heard)
+            values = values_of(self.kind, heard.logits) if values is None else values
+        told = joined(rows)
         names = tuple(ids) if ids is not None else tuple(f"{REMEMBERED}/{digest_text(text)[:16]}" for text in told)
         about = {name: book.base.manifest[name] for name in ("kind", "labels", "key_space")}
         weights = None if weight == 1 else np.full(len(rows), weight, np.float32)
@@ -190,7 +191,9 @@ class OpenBook:
         not in a folder.
         """
         folder = self._folder()
-        return editing.rekey(folder, rekeyed(self._opened().base, self.backend))
+        edit = editing.rekey(folder, rekeyed(self._opened().base, self.backend))
+        build_index(folder)
+        return edit
 
     def forget(self, ids: Sequence[str]) -> Edit:
         """Remove entries: from the next prediction on they are not looked up. Raises UsageError for an unknown id."""
@@ -200,29 +203,68 @@ class OpenBook:
         """Correct what entries say. Raises UsageError for an unknown id or label, and changes nothing then."""
         return editing.relabel(self._folder(), ids, self.values(labels, len(ids)))
 
-    def tune(self, texts: Sequence[Text], labels: Sequence[Any], metric: str | None = None) -> Tuned:
+    def find(self, words: str) -> list[Entry]:
+        """The entries whose text holds these words, whatever their case."""
+        return entries_with(self._opened().base, words)
+
+    def diff(self, other: KnowledgeBase | str | Path) -> Difference:
+        """What has to be added to, removed from and changed in the book to make it another, or that of a folder."""
+        return editing.diff(self._opened().base, base_of(other))
+
+    def merge(self, other: KnowledgeBase | str | Path) -> Edit:
+        """Append all entries of another book, or of that in a folder, which must not share an id.
+
+        A student that finds its entries itself finds these too. Raises UsageError, and changes nothing, for other
+        labels, keys of another teacher or map, and ids that are taken.
+        """
+        folder = self._folder()
+        return editing.merge(folder, self._found_here(base_of(other)))
+
+    def swap(self, other: KnowledgeBase | str | Path) -> Edit:
+        """Put another domain's entries in place of all, as `merge` takes them; tune again afterwards."""
+        folder = self._folder()
+        edit = editing.swap(folder, self._found_here(base_of(other)))
+        build_index(folder)
+        return edit
+
+    def compact(self, form: str | None = None) -> Edit:
+        """Delete for good what was removed, and store keys in `form` if given: fp16, sq8, pca-64, pq-64."""
+        folder = self._folder()
+        edit = editing.compact(folder, form)
+        build_index(folder)
+        return edit
+
+    def _found_here(self, other: KnowledgeBase) -> KnowledgeBase:
+        """Its entries where this book's are found, if the student finds those."""
+        base = self._opened().base
+        is_elsewhere = other.manifest.get("key_space") != base.manifest["key_space"]
+        return rekeyed(other, self.backend) if is_by_student(base) and is_elsewhere else other
+
+    def tune(
+        self, texts: Sequence[Text], labels: Sequence[Any], metric: str | None = None, reported_split: bool = False
+    ) -> Tuned:
         """Choose anew how the book is opened, on labelled texts that it does not hold, and keep that with the book.
 
-        `metric` is accuracy, or pearson in regression, if absent. Raises UsageError for texts that the book holds, and
-        for an unknown metric.
+        As when it was built: by the same metric, in the same mode, with the same skip, and not on texts of the reported
+        split, unless `reported_split` allows it. Raises UsageError for texts that the book holds or that are reported,
+        and for a metric that is none of this kind of answer.
         """
-        from openbook.knowledge_base.tuning import HeldOut, collect, tune
-        from openbook.metrics import METRICS
+        from openbook.knowledge_base.rules import Rules
+        from openbook.metrics import OF_KIND
 
-        name = metric or ("pearson" if self.labels is None else "accuracy")
-        if name not in METRICS:
-            raise UsageError(f"metric={name!r} is unknown; choose from {', '.join(METRICS)}")
+        folder, base = self._folder(), self._opened().base
+        rules = Rules.from_manifest(base.manifest)
+        name, known = metric or rules.metric or next(iter(OF_KIND[self.kind])), OF_KIND[self.kind]
+        if name not in known:
+            raise UsageError(f"metric={name!r} is unknown in {self.kind}; choose from {', '.join(known)}")
         rows, _ = as_rows(texts)
-        folder, heard = self._folder(), self.read(rows)
-        values = self.values(labels, len(rows))
+        values, heard = self.values(labels, len(rows)), self.read(rows)
         gold = values[:, 0] if self.labels is None else values.argmax(axis=1)
-        joined = tuple("\t".join(fields(row)) for row in rows)
-        held_out = HeldOut(tuple(f"row {place}" for place in range(len(rows))), joined, gold)
-        base = self._opened().base
-        caches = collect(held_out, outputs_of(heard, self.kind), heard.embedding, base, search_of)
-        as_it_is = {1.0: caches[1.0]}  # how often its entries count was settled when it was built
-        tuned = tune(as_it_is, METRICS[name].function, self.kind, reported=())
-        editing.settle(folder, tuned.retrieval.to_manifest())
+        outputs = outputs_of(heard, self.kind)
+        judge = known[name].function
+        tuned = rules.tuned(joined(rows), gold, outputs, heard.embedding, base, judge, self.kind, reported_split)
+        tuned_on = f"{len(rows)} texts of one's own{', some of the reported split' * tuned.on_reported_split}"
+        editing.settle(folder, tuned.retrieval.to_manifest(), tuned_on)
         return tuned
 
     def values(self, labels: Sequence[Any], count: int) -> NDArray[np.float32]:
@@ -230,7 +272,8 @@ class OpenBook:
         if isinstance(labels, str) or len(labels) != count:
             raise UsageError(f"there are {count} texts or ids; give as many labels, not {labels!r}")
         if self.labels is None:
-            return np.array(labels, np.float32)[:, None]
+            scores = [score_of(label, f"label {place}") for place, label in enumerate(labels)]
+            return np.array(scores, np.float32)[:, None]
         for place, label in enumerate(labels):
             if label not in self.labels:
                 raise UsageError(f"label {place} is {label!r}; the student knows {', '.join(self.labels)}")
@@ -238,13 +281,17 @@ class OpenBook:
 
     def teacher(self) -> OpenBook | None:
         """The teacher whose keys the book has, if its folder is beside the student's."""
-        run = self._folder().parent
-        if self._teacher is None and (run / "teacher" / "config.json").is_file() and (run / OUTPUTS).is_dir():
-            self._teacher = OpenBook(load(run / "teacher", "torch"))
+        teacher = self._beside()
+        return None if teacher is None else OpenBook(teacher.engine)
+
+    def _beside(self) -> BookTeacher | None:
+        if self._teacher is None:
+            self._teacher = BookTeacher.beside(self._folder().parent)
         return self._teacher
 
-    def _teacher_says(self, rows: Sequence[Text], what: str) -> Answers:
-        teacher = self.teacher()
+    def _asked(self, what: str, base: KnowledgeBase) -> BookTeacher:
+        """The teacher that finds or labels texts. Raises UsageError without one, and for another than the book's."""
+        teacher = self._beside()
         if teacher is None:
             advice = {
                 "label": "give labels",
@@ -254,7 +301,8 @@ class OpenBook:
                 f"{self._folder().parent} has no teacher/ to {what} these texts with; {advice[what]}, or name the run"
                 " folder that has it"
             )
-        return teacher.read(rows)
+        teacher.check(base, finds=what == "find")
+        return teacher
 
     def _opened(self) -> Book:
         book = self.book
@@ -279,27 +327,24 @@ class OpenBook:
         return float(answer[0]) if self.labels is None else self.labels[int(answer.argmax())]
 
 
+def base_of(book: KnowledgeBase | str | Path) -> KnowledgeBase:
+    """A book itself, or that of its folder, or of a run's."""
+    if isinstance(book, KnowledgeBase):
+        return book
+    inside = Path(book) / "knowledge_base"
+    return store.load(inside if inside.is_dir() else book)
+
+
+def score_of(label: Any, where: str) -> float:
+    """Raises UsageError for a label that is no finite number; `where` it stands."""
+    try:
+        score = float(label)
+    except (TypeError, ValueError, OverflowError):
+        score = np.nan
+    if not np.isfinite(score):
+        raise UsageError(f"{where} is {label!r}; the student gives scores, so a number is needed")
+    return score
+
+
 def digest_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def usual_backend(student: Path) -> BackendName:
-    """Torch where it is installed; else the faster of the two exports, as it was timed when they were written."""
-    record = student / EXPORT / RECORD
-    if find_spec("torch") is not None or not record.is_file():
-        return "torch"
-    return "onnx-int8" if read_json(record).get("recommended") == "onnx-int8" else "onnx"
-
-
-def load(folder: Path, backend: BackendName, threads: int | None = None) -> Backend:
-    """The engine of this name over a student's, or a teacher's, folder."""
-    if backend != "torch":
-        return OnnxBackend(folder, backend, threads)
-    try:
-        from openbook.backends.pytorch import TorchBackend
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"{folder} is run by torch, and {error.name} is not installed: pip install 'openbook[train]', or choose"
-            " backend onnx or onnx-int8"
-        ) from error
-    return TorchBackend.load(folder, threads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from openbook.config import Recipe, UsageError, WholeKind
 from openbook.data.batches import Tokenised, tokenise
 from openbook.data.sources import digest, locate_model
 from openbook.data.tasks import TaskData, load_task, unreported_texts
+from openbook.keys import digest_of_rules
 from openbook.models.encoder import Head
 from openbook.models.student import load_tokenizer
 from openbook.recipe import dump_recipe
@@ -182,6 +182,5 @@ class Run(Workspace):
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """Of vocabulary and rules; the truncation and padding that the last call left behind do not count."""
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())
-    return fingerprint({name: part for name, part in rules.items() if name not in ("truncation", "padding")})
+    """Of vocabulary and rules, as `digest_of_rules`."""
+    return digest_of_rules(tokenizer.backend_tokenizer.to_str())

@@ -16,10 +16,11 @@ from openbook.backends.onnx import EXPORT, FILES, RECORD, OnnxBackend
 from openbook.backends.pytorch import TorchBackend
 from openbook.checkpoint import digest_file, read_json, retired_folder, write_json
 from openbook.config import StudentSettings, UsageError
+from openbook.loading import usual_backend
 from openbook.models.encoder import Head
 from openbook.models.graph import graph_of, save_graph
 from openbook.models.student import new_student
-from openbook.predictor import OpenBook, usual_backend
+from openbook.predictor import OpenBook
 
 TEXTS = ["the film was great", "", "my song seemed nice and the plot was poor " * 9, "dull"]
 PAIRS = [("the film was great", "it was good"), ("dull", "a meal " * 40)]
@@ -126,7 +127,7 @@ def test_a_predictor_takes_torch_where_it_is_installed_and_else_what_is_recommen
     student: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert usual_backend(student) == "torch"
-    monkeypatch.setattr("openbook.predictor.find_spec", lambda name: None)
+    monkeypatch.setattr("openbook.loading.find_spec", lambda name: None)
     assert usual_backend(student) == "onnx-int8"
     write_json(student / EXPORT / RECORD, read_json(student / EXPORT / RECORD) | {"recommended": "torch"})
     assert usual_backend(student) == "onnx"

@@ -65,6 +65,13 @@ def test_contributions_sum_to_the_probability(client: TestClient) -> None:
         assert {one["prediction"] for one in answer["neighbours"]} == {"yes"}
 
 
+def test_an_empty_book_says_so(opened: Open) -> None:
+    client = opened(StandIn(entries={}))
+    assert client.get("/model").json()["book"] == {"entries": 0, "generation": 1, "open": False}
+    (answer,) = client.post("/explain", json={"texts": ["a b"]}).json()["answers"]
+    assert (answer["neighbours"], answer["reason"]) == ([], "the book is empty: the student answers alone")
+
+
 def test_a_model_without_a_book_has_nothing_to_explain_or_edit(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StandIn, "book", None)
     client = opened()

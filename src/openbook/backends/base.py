@@ -28,6 +28,7 @@ class About:
     kind: WholeKind
     labels: tuple[str, ...] | None  # in index order; None in regression
     key_space: str | None  # of the book that fits; None: a student openbook did not teach
+    made_from: Mapping[str, str] | None = None  # the parts that `key_space` is the digest of, where they are known
 
 
 class Backend(Protocol):
@@ -92,11 +93,11 @@ def longest_input(stated: float | None, config: Mapping[str, Any]) -> int:
 
 def about(config: Mapping[str, Any]) -> About:
     """From config.json, or a configuration of transformers as a mapping."""
-    key_space = config.get("key_space")
+    space = config.get("key_space"), config.get("made_from")
     if config.get("problem_type") == "regression":
-        return About("regression", None, key_space)
+        return About("regression", None, *space)
     names = {int(index): str(name) for index, name in config["id2label"].items()}
-    return About("classification", tuple(names[index] for index in sorted(names)), key_space)
+    return About("classification", tuple(names[index] for index in sorted(names)), *space)
 
 
 def in_batches(rows: Sequence[Encoded], answer: Callable[[Sequence[Encoded]], tuple[Any, Any]], size: int) -> Answers:

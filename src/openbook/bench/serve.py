@@ -24,8 +24,8 @@ from openbook.bench import load
 from openbook.bench.measure import median
 from openbook.config import UsageError
 from openbook.console import console
+from openbook.loading import load as load_backend
 from openbook.predictor import OpenBook
-from openbook.predictor import load as load_backend
 
 BATCHES = (1, 32)
 CONNECTIONS = (1, 4, 16, 64)

@@ -49,7 +49,7 @@ from openbook.knowledge_base.store import (
 from openbook.types import KnowledgeBase
 
 SEGMENTS = 32  # more than these are joined, so that a thousand small edits do not make a thousand files
-TUNED = ("retrieval", "tuned_on")  # entries of a manifest that belong to the student, whatever the book
+TUNED = ("retrieval", "tuned_on", "tuning")  # entries of a manifest that belong to the student, whatever the book
 
 
 @dataclass(frozen=True)
@@ -181,12 +181,14 @@ def compact(folder: str | Path, form: str | None = None) -> Edit:
         return _finish(here, before, changes, {"what": "compact", "form": form}, keep_before=False)
 
 
-def settle(folder: str | Path, retrieval: Mapping[str, Any] | None = None) -> Edit:
+def settle(folder: str | Path, retrieval: Mapping[str, Any] | None = None, tuned_on: str | None = None) -> Edit:
     """Store newly tuned settings of retrieval, or confirm the present ones: from now on they are not stale."""
     with _editing(folder) as (here, before):
         changes: dict[str, Any] = {"since_tuning": Tally(entries=before.M)}
         if retrieval is not None:
             changes["retrieval"] = dict(retrieval)
+        if tuned_on is not None:
+            changes["tuned_on"] = tuned_on
         return _finish(here, before, changes, {"what": "settle"})
 
 

@@ -16,6 +16,7 @@ from openbook.knowledge_base.search import Hits
 from openbook.types import KnowledgeBase
 
 LOWEST = float(np.finfo(np.float64).min)
+EMPTY = "the book is empty: the student answers alone"
 TRAIN = "train"  # where the entries of a base without origins come from
 Search = Callable[[NDArray[Any], int, Sequence[Iterable[int]] | None], Hits]  # queries (B, d), k, exclude: in one base
 
@@ -50,6 +51,7 @@ class Evidence:
     neighbours: tuple[Neighbour, ...]  # best first; empty when nothing was found, or looked up
     variance: float  # of the neighbours' values at `predicted`, under their weights
     decisive: bool  # whether retrieval changed the class
+    reason: str | None = None  # why there was nothing to look up; None where there was
 
     def as_records(self) -> list[dict[str, Any]]:
         """The neighbours in plain values, rounded: what is shown of them in a row of an output."""
@@ -151,9 +153,9 @@ def own_positions(
         for name in {id, *_only(anchors, id)}:
             places["id", name].append(position)
         if text:
-            places["text", _normalised(text)].append(position)
+            places["text", normalised(text)].append(position)
     return [
-        np.array(sorted({*places.get(("id", id), ()), *places.get(("text", _normalised(text)), ())}), dtype=np.int64)
+        np.array(sorted({*places.get(("id", id), ()), *places.get(("text", normalised(text)), ())}), dtype=np.int64)
         for id, text in zip(ids, texts, strict=True)
     ]
 
@@ -240,6 +242,7 @@ def _explain(
         neighbours=neighbours,
         variance=float(shares @ (values[:, predicted] - average[predicted]) ** 2),
         decisive=predicted != int(student.argmax()),
+        reason=None if base.ids else EMPTY,
     )
 
 
@@ -270,6 +273,6 @@ def _only(anchors: Mapping[str, Collection[str]] | None, id: str) -> Collection[
     return found if len(found) == 1 else ()
 
 
-def _normalised(text: str) -> str:
+def normalised(text: str) -> str:
     """Equal for texts that differ in case or spacing only. The tab between two texts stays."""
     return "\t".join(" ".join(part.split()) for part in text.casefold().split("\t"))

@@ -86,6 +86,7 @@ class Explained(Answer):
     student_contribution: float = Field(description="With the neighbours' contributions, the answer's probability.")
     decisive: bool = Field(description="Whether the book changed the label.")
     neighbours: list[NeighbourTold] = Field(description="Best first.")
+    reason: str | None = Field(description="Why there was nothing to look up, such as an empty book; else null.")
 
 
 class Predictions(Message):
@@ -107,7 +108,7 @@ class Edited(Message):
 class BookTold(Message):
     entries: int
     generation: int | None
-    open: bool = Field(description="False where tuning found that the book does not help: the student answers alone.")
+    open: bool = Field(description="False where the student answers alone: tuning found no gain, or the book is empty.")
 
 
 class ModelTold(Message):

@@ -37,6 +37,7 @@ def explained(model: Predictor, found: Evidence, encoded: Encoded) -> wire.Expla
         student_contribution=found.student_contribution,
         decisive=found.decisive,
         neighbours=[neighbour_told(model, one) for one in found.neighbours],
+        reason=found.reason,
     )
 
 
@@ -51,5 +52,7 @@ def book_told(book: Any) -> wire.BookTold | None:
     if book is None:
         return None
     return wire.BookTold(
-        entries=len(book.base.ids), generation=book.base.manifest.get("generation"), open=book.retrieval.opens_book
+        entries=len(book.base.ids),
+        generation=book.base.manifest.get("generation"),
+        open=book.retrieval.opens_book and bool(book.base.ids),
     )

@@ -25,6 +25,7 @@ from openbook.inference import answers_of
 from openbook.keys import keys_of, values_of
 from openbook.knowledge_base import editing, store
 from openbook.knowledge_base.interpolate import TRAIN, scaled
+from openbook.knowledge_base.rules import RULES, Rules
 from openbook.knowledge_base.search import search_of
 from openbook.knowledge_base.shelf import build_index
 from openbook.knowledge_base.tuning import CORPUS as FROM_CORPUS
@@ -97,7 +98,11 @@ def build(run: Run, folder: Path) -> None:
     tuned = {shipped: tuned_for(run, base_for(run, base, shipped), shipped, omegas)}
     base = scaled(base, FROM_CORPUS, tuned[shipped].omega)
     tuned |= {seed: tuned_for(run, base_for(run, base, seed), seed) for seed in run.recipe.seeds if seed != shipped}
-    settings = {"retrieval": tuned[shipped].retrieval.to_manifest(), "tuned_on": "held-out training rows"}
+    settings = {
+        "retrieval": tuned[shipped].retrieval.to_manifest(),
+        "tuned_on": "held-out training rows",
+        RULES: rules_of(run).to_manifest(),
+    }
     manifest = {**described(run, base), "omega": tuned[shipped].omega, "left_out": left_out, **settings}
     store.save(base_for(run, replace(base, manifest=manifest), shipped), folder)
     build_index(folder)
@@ -208,6 +213,12 @@ def described(run: Run, base: KnowledgeBase) -> dict[str, Any]:
         "keyed_by": "teacher",
         "pair": run.task.pair,
     }
+
+
+def rules_of(run: Run) -> Rules:
+    """What whoever tunes the finished book again has to keep to."""
+    settings = run.recipe.knowledge_base
+    return Rules.of(run.task.metric, settings.mode, settings.skip, map(joined, run.task.test))
 
 
 def tuned_for(run: Run, base: KnowledgeBase, seed: int, omegas: Sequence[float] = (1.0,)) -> Tuned:

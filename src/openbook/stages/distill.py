@@ -22,7 +22,7 @@ from openbook.config import Recipe
 from openbook.courses import CORPUS, LAST, STUDENTS, Course, courses, needs_teacher
 from openbook.data.batches import BatchPlan
 from openbook.inference import answers_of
-from openbook.lessons import blank_student, key_projection, key_space, objective_for, teacher_for
+from openbook.lessons import blank_student, key_parts, key_projection, key_space, objective_for, teacher_for
 from openbook.metrics import score
 from openbook.models.encoder import Encoder
 from openbook.parallel import run_jobs
@@ -139,7 +139,8 @@ def teach(recipe: Recipe, run_folder: Path, student: str, seed: int, progress: P
                 heard = counting_from(before, progress)
                 learner = follow(run, course, learner, seed, partial / SCRATCH / course.name, heard)
         if any(needs_teacher(course.training.terms) for course in plan):
-            learner.student.model.config.key_space = key_space(run)  # where its embeddings were taught to lie
+            config = learner.student.model.config
+            config.made_from, config.key_space = key_parts(run), key_space(run)  # where it was taught to put texts
         learner.student.save(partial, run.tokenizer)
         write_json(partial / "history.json", learner.history)
         write_json(partial / "scores.json", {"holdout": held_out_score(run, learner.student)})

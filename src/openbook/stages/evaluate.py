@@ -23,9 +23,10 @@ from openbook.inference import answers_of
 from openbook.knowledge_base import store
 from openbook.knowledge_base.answering import Retrieval, answer
 from openbook.knowledge_base.search import search_of
+from openbook.loading import load
 from openbook.metrics import agreement, paired_difference, score
 from openbook.models.encoder import load_finished
-from openbook.predictor import OpenBook, load
+from openbook.predictor import OpenBook
 from openbook.student_keys import is_by_student, rekeyed
 from openbook.types import Example, KnowledgeBase
 from openbook.workspace import Run
