@@ -258,6 +258,13 @@ def test_a_new_account_of_books_is_given_of_every_arm_but_trains_none(
     assert [key_of(work, one) == key for one, key in zip((trained, reading), before, strict=True)] == [True, False]
 
 
+def test_what_is_claimed_changes_no_result(grid_file: Path, tmp_path: Path) -> None:
+    work = at(tmp_path, grid_file)
+    other = Experiment(work.grid.model_copy(update={"hypotheses": ()}), work.scale, work.root, work.results)
+    before, after = (key_of(one, one.cell("reviews", "A0", 0, RATES)) for one in (work, other))
+    assert before == after
+
+
 def test_what_arms_share_is_built_once(finished: Path) -> None:
     store = finished / "runs" / "store"
     assert len(list((store / "bank").iterdir())) == 1
