@@ -248,6 +248,23 @@ def test_a_student_is_taught_again_only_where_a_book_is_to_be_read_and_nobody_ke
         assert is_whole(work, one, key_of(work, one)) == whole
 
 
+def test_a_new_account_of_books_is_given_of_every_arm_but_trains_none(
+    grid_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = at(tmp_path, grid_file)
+    trained, reading = (work.cell("reviews", arm, 0, RATES) for arm in ("A0", "B"))
+    before = [key_of(work, one) for one in (trained, reading)]
+    monkeypatch.setattr(cells, "READING", cells.READING + 1)
+    assert [key_of(work, one) == key for one, key in zip((trained, reading), before, strict=True)] == [True, False]
+
+
+def test_what_is_claimed_changes_no_result(grid_file: Path, tmp_path: Path) -> None:
+    work = at(tmp_path, grid_file)
+    other = Experiment(work.grid.model_copy(update={"hypotheses": ()}), work.scale, work.root, work.results)
+    before, after = (key_of(one, one.cell("reviews", "A0", 0, RATES)) for one in (work, other))
+    assert before == after
+
+
 def test_what_arms_share_is_built_once(finished: Path) -> None:
     store = finished / "runs" / "store"
     assert len(list((store / "bank").iterdir())) == 1

@@ -152,6 +152,20 @@ def test_verdicts_come_first_with_their_numbers(whole: Path) -> None:
     assert "unfinished" not in first
 
 
+def test_a_pair_that_is_not_run_on_every_task_says_on_which(whole: Path) -> None:
+    pairs = [["A5", "A2"], ["A5", "S2-0.5"]]
+    change(
+        whole,
+        "grid.json",
+        hypotheses=[{"name": "H1", "claim": "both", "pairs": pairs, "test": "greater", "margin": 0.0}],
+    )
+    page = render(whole)
+    assert "10 pairs; A5 (plain A5) is 3.0 points above S2-0.5 (plain S2-0.5): 95 % interval" in page
+    assert "5 pairs (of plain cola only). " in page
+    assert page.count(" only)") == 1
+    assert table(page, "claim")["H1"]["tasks"] == "1 of 1"
+
+
 def test_scores_are_means_and_deviations_in_points_beside_the_teacher(whole: Path) -> None:
     scores = table(render(whole), "average")
     assert scores["teacher"] == {"arm": "teacher", "plain cola": "40.0", "plain stsb": "90.0", "average": "65.0"}

@@ -125,6 +125,12 @@ def test_every_cell_of_the_shipped_experiments_is_a_valid_recipe(file: str) -> N
     assert len(recipes) >= 2 * len(grid.arms)
 
 
+def test_retrieval_has_to_beat_every_control() -> None:
+    grid = load_grid(SHIPPED / "reaugkd.yaml")
+    (retrieval,) = (one for one in grid.hypotheses if one.name == "retrieval")
+    assert retrieval.pairs == tuple(("A5", control) for control in ("A2", "A9", "A9p", "A10"))
+
+
 def test_an_arm_that_opens_a_book_has_the_recipe_of_its_students(tmp_path: Path) -> None:
     raw = small()
     raw["arms"]["B"] = {"title": "book", "students_of": "A2", "set": {"knowledge_base.values": "gold"}}

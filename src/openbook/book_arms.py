@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from openbook.answers import Answers, outputs_of
 from openbook.grid import BookReading
 from openbook.inference import answers_of
 from openbook.knowledge_base import forms
-from openbook.knowledge_base.answering import Retrieval, answer
+from openbook.knowledge_base.answering import Answered, Retrieval, answer
 from openbook.knowledge_base.controls import biased, class_bias, flattened, permuted
 from openbook.knowledge_base.interpolate import scaled
 from openbook.knowledge_base.search import normalise, search_of
@@ -22,6 +22,7 @@ from openbook.knowledge_base.tuning import CORPUS as FROM_CORPUS
 from openbook.knowledge_base.tuning import (
     Choices,
     HeldOut,
+    HitCache,
     Tuned,
     collect,
     tune,
@@ -34,6 +35,7 @@ from openbook.types import KnowledgeBase
 from openbook.workspace import Run
 
 SPLITS = ("train", "holdout", "test")
+READING = 2  # of `consult`: what it told of a book before is another, so such arms answer again
 PARTS = ("logits", "embedding", "labels")
 BUCKETS = 10  # of equal size, by the similarity of the nearest entry
 RIDGE = 1e-2  # of the mean square of the embeddings
@@ -75,33 +77,29 @@ def consult(run: Run, heard: Heard, how: BookReading, seed: int, teacher: NDArra
         return judged(run, told, gold, teacher) | {"holdout": metric(holdout, heard.holdout.labels)}
     base = book_of(run, heard, how, seed)
     queries = queries_of(heard, base, how)
-    tuned = tuned_on(run, heard, alone["holdout"], queries(heard.holdout), base, how)
-    base = scaled(base, FROM_CORPUS, tuned.omega)
+    caches = found_by(run, heard, alone["holdout"], queries(heard.holdout), base)
+    tuned = tuned_on(run, caches, how, keep=how.beta is not None)
     asked = queries(heard.test)
 
-    def opened(retrieval: Retrieval) -> tuple[NDArray[Any], float, NDArray[np.float32]]:
-        found = answer(alone["test"], asked, base, retrieval, search_of(base))
-        nearest = found.hits.similarities.max(axis=1, initial=-np.inf)
-        return found.outputs, float(found.retrieved.mean()), nearest
+    def opened(retrieval: Retrieval, omega: float) -> tuple[Answered, KnowledgeBase]:
+        counted = scaled(base, FROM_CORPUS, omega)
+        return answer(alone["test"], asked, counted, retrieval, search_of(counted)), counted
 
-    retrieval = tuned.retrieval if how.beta is None else with_beta(tuned, how.beta)
-    told, share, _ = opened(retrieval)
-    cell = next(one for one in tuned.table if one.beta < 1)  # to see what opening does, also where it was not worth it
-    anyway, _, nearest = opened(Retrieval(cell.top_k, cell.temperature, cell.beta))
+    answered, counted = opened(tuned.retrieval, tuned.omega)
+    anyway, wide = opened(*opening_of(tuned if tuned.kept else tuned_on(run, caches, how, keep=True)))
+    nearest = search_of(wide)(asked, 1, None).similarities.max(axis=1, initial=-np.inf)
     book = {
-        "retrieval": retrieval.to_manifest(),
-        "kept": tuned.kept or how.beta is not None,
+        "retrieval": tuned.retrieval.to_manifest(),
+        "kept": tuned.kept,
         "gain_held_out": tuned.gain,
         "standard_error": tuned.standard_error,
         "omega": tuned.omega,
-        "entries": len(base.ids),
-        "searched": share,
-        "if_opened": effect(alone["test"], anyway, gold, nearest),
+        "entries": len(counted.ids),
+        "searched": float(answered.retrieved.mean()),
+        "if_opened": effect(alone["test"], anyway.outputs, gold, nearest),
     }
     held_out = tuned.score if tuned.kept else tuned.baseline_score
-    if how.beta is not None:
-        held_out = next(one.score for one in tuned.table if one.beta == how.beta)
-    return judged(run, told, gold, teacher) | {"holdout": held_out, "book": book}
+    return judged(run, answered.outputs, gold, teacher) | {"holdout": held_out, "book": book}
 
 
 def judged(run: Run, told: NDArray[Any], gold: NDArray[Any], teacher: NDArray[Any]) -> dict[str, Any]:
@@ -137,20 +135,31 @@ def queries_of(heard: Heard, base: KnowledgeBase, how: BookReading) -> Callable[
     return lambda said: normalise(normalise(said.embedding) @ turn)
 
 
-def tuned_on(
-    run: Run, heard: Heard, outputs: NDArray[Any], queries: NDArray[Any], base: KnowledgeBase, how: BookReading
-) -> Tuned:
+def found_by(
+    run: Run, heard: Heard, outputs: NDArray[Any], queries: NDArray[Any], base: KnowledgeBase
+) -> dict[float, HitCache]:
+    """What the held-out rows find in the book, by omega."""
     rows = run.task.holdout
     held_out = HeldOut(tuple(row.id for row in rows), tuple(joined(row) for row in rows), heard.holdout.labels)
-    caches = collect(held_out, outputs, queries, base, search_of)
+    return collect(held_out, outputs, queries, base, search_of)
+
+
+def tuned_on(run: Run, caches: Mapping[float, HitCache], how: BookReading, keep: bool) -> Tuned:
+    """What is best of all that the arm may choose; `keep` opens the book for any gain, or for a given beta."""
+    if how.beta is None:
+        choices = Choices(how.modes, how.skips, one_se=not keep)
+    else:
+        choices = Choices(skips=how.skips, betas=(how.beta,), one_se=not keep)
     reported = [row.id for row in run.task.test]
-    return tune(caches, METRICS[run.task.metric].function, run.kind, reported, Choices(how.modes, how.skips))
+    return tune(caches, METRICS[run.task.metric].function, run.kind, reported, choices)
 
 
-def with_beta(tuned: Tuned, beta: float) -> Retrieval:
-    """The best number of neighbours and temperature for a share of the student that is given."""
-    cell = next(one for one in tuned.table if one.beta == beta)
-    return Retrieval(cell.top_k, cell.temperature, cell.beta)
+def opening_of(tuned: Tuned) -> tuple[Retrieval, float]:
+    """How to open the book, and how often its corpus counts: as chosen, or else the best that opens it at all."""
+    if tuned.kept:
+        return tuned.retrieval, tuned.omega
+    cell = next(one for one in tuned.table if one.beta < 1)
+    return Retrieval(cell.top_k, cell.temperature, cell.beta), cell.omega
 
 
 def effect(alone: NDArray[Any], told: NDArray[Any], gold: NDArray[Any], nearest: NDArray[np.float32]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 from rich.markup import escape
 
 from openbook.answers import outputs_of
-from openbook.book_arms import SPLITS, Heard, consult
+from openbook.book_arms import READING, SPLITS, Heard, consult
 from openbook.checkpoint import fingerprint, link, read_json, write_json
 from openbook.config import FileSource
 from openbook.console import console
@@ -72,7 +72,7 @@ def key_of(experiment: Experiment, one: Cell) -> str:
     """Digest of all that a result depends on, but for settings at their defaults: a new setting undoes no result."""
     run, arm = experiment.run_of(one), experiment.grid.arms[one.arm]
     recipe = one.recipe.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
-    book = [] if arm.students_of is None else [arm.students_of, arm.book.model_dump(mode="json")]
+    book = [] if arm.students_of is None else [READING, arm.students_of, arm.book.model_dump(mode="json")]
     return fingerprint([recipe, run.task_digest, run.corpus_digest, run.teacher_digest, one.seed, *book])
 
 

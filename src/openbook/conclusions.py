@@ -78,7 +78,7 @@ def trainings(s: Summary) -> list[str]:
 def claim(s: Summary, one: Mapping[str, Any]) -> dict[str, str]:
     """A hypothesis with its verdict, its differences, and why they lead there."""
     so_far = "So far " if one["verdict"] == "unfinished" else ""
-    differences = "; ".join(versus(s, pair) for pair in one["pairs"])
+    differences = "; ".join(versus(s, pair) + _where(s, pair) for pair in one["pairs"])
     text = f"{one['claim'][:1].upper()}{one['claim'][1:]}. {so_far}{differences}. {_reason(one)}"
     return {"name": one["name"], "word": VERDICTS.get(one["verdict"], one["verdict"]), "text": text}
 
@@ -94,6 +94,12 @@ def versus(s: Summary, pair: Mapping[str, Any]) -> str:
     size = f"{points(abs(difference))} points {side}" if difference else "level with"
     width = "no interval" if pair["low"] is None else f"95 % interval {interval(pair)}"
     return f"{first} is {size} {second}: {width}, {count}"
+
+
+def _where(s: Summary, pair: Mapping[str, Any]) -> str:
+    """The tasks of a pair that is not planned for all of them."""
+    tasks = pair["tasks"]
+    return "" if len(tasks) == len(s["tasks"]) else f" (of {', '.join(task_title(s, task) for task in tasks)} only)"
 
 
 def _reason(one: Mapping[str, Any]) -> str:

@@ -27,7 +27,9 @@ class BookReading(Settings):
     queries: Literal["student", "ridge"] = Field(
         "student", description="the student's embeddings, or these mapped to the keys by ridge regression"
     )
-    beta: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="share of the student; tuned if absent")
+    beta: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="share of the student, below 1 and the same for every text; tuned if absent"
+    )
     modes: tuple[Literal["constant", "gate", "bucket"], ...] = ("constant",)
     skips: tuple[Literal["none", "safe", "confident"], ...] = ("none",)
     form: str = Field("fp32", description="of the keys: fp32, fp16, sq8, pca-64, pq-64 or another number")

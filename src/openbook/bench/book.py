@@ -18,6 +18,18 @@ from openbook.answers import Text, probabilities_of
 from openbook.backends.pytorch import TorchBackend
 from openbook.bench.book_accuracy import JUDGED, accuracy_of_run, accuracy_of_synthetic
 from openbook.bench.book_edits import timed_edit
+from openbook.bench.book_targets import (
+    ALONE,
+    COMPACT,
+    EXACT,
+    LARGEST,
+    POLICY,
+    SKIPPING,
+    accuracy_targets,
+    edit_target,
+    fitting,
+    targets,
+)
 from openbook.bench.measure import Rival, median, threads_of_children
 from openbook.bench.synthetic_book import CLASSES, MAX_LENGTH, forms_of, near, synthetic_book
 from openbook.config import StudentSettings, UsageError
@@ -38,9 +50,7 @@ SIZES = (2_500, 10_000, 67_000, 393_000)  # entries: RTE, CoLA, SST-2, MNLI
 CALLS = {1: 200, 32: 100}  # timed calls by batch size (specification, section 2.14)
 WARM = 20  # calls before the clock starts
 STAGES = ("tokenise", "forward", "search", "combine")
-ALONE, EXACT, POLICY, SKIPPING, COMPACT = "alone", "exact", "policy", "policy, skipping", "pca-64"
 HNSW_ENTRY = 272  # bytes of a node and its links, measured (specification, section 2.12)
-LIMITS = {("6 x 768", 32): 0.03, ("6 x 768", 1): 0.10, ("3 x 128", 32): 0.25}  # of the median overhead
 
 clock = time.perf_counter
 
@@ -71,7 +81,8 @@ def run(
 
     `tokenizer` names the model whose word-pieces the students read and which embeds new entries; `texts` are what they
     are asked. Books are synthetic clustered keys, and so are queries: answers mean nothing. Accuracy is that of the
-    finished run in `model`, on its held-out rows, or else of synthetic labels. `folder` keeps graphs between calls.
+    finished run in `model`, on its held-out rows, or else of synthetic labels; and of the form that fits in a quarter
+    of each student, for the largest book up to 67 k. `folder` keeps graphs between calls.
     Raises UsageError where there are fewer texts than the largest batch.
     """
     if len(texts) < max(calls):
@@ -83,15 +94,18 @@ def run(
         for name, shape in shapes.items()
         for size in sizes
     ]
-    accuracy = accuracy_of_run(model, k) if model else accuracy_of_synthetic(k)
+    accuracy = [accuracy_of_run(model) if model else accuracy_of_synthetic(k)]
+    largest = [one for one in timings if one["entries"] == max((size for size in sizes if size <= LARGEST), default=0)]
+    accuracy += [accuracy_of_synthetic(k, one["entries"], one["width"], [fitting(one)]) for one in largest]
+    edit = timed_edit(tokenizer, texts, folder, *edited, threads)
     return {
         "texts": len(texts),
         "k": k,
         "machine": {"cores": os.cpu_count(), "threads": threads, "torch": torch.__version__, "dtype": "fp32"},
         "timings": timings,
         "accuracy": accuracy,
-        "targets": [*targets(timings), *accuracy_target(accuracy)],
-        "edit": timed_edit(tokenizer, texts, folder, *edited, threads),
+        "targets": [*targets(timings), *accuracy_targets(accuracy), edit_target(edit)],
+        "edit": edit,
     }
 
 
@@ -258,32 +272,6 @@ def typical_confidence(backend: TorchBackend, texts: Sequence[Text]) -> float:
     return float(np.median(probabilities_of(said.logits.numpy()).max(axis=1)))
 
 
-def targets(timings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What the book may cost at most with what the policy chooses, and what it did."""
-    told = []
-    for one in timings:
-        who = f"{one['student']}, {one['entries']:,} entries"
-        chosen = POLICY if POLICY in one["indexes"] else EXACT
-        for batch, arms in one["batches"].items():
-            limit = LIMITS.get((one["student"], int(batch)))
-            if limit is not None:
-                told.append(target(f"{who}, batch {batch}: overhead", arms[chosen]["overhead_p50"], limit))
-        told.append(target(f"{who}: missed neighbours", 1 - one["indexes"][chosen]["recall"], 0.01))
-        if one["entries"] <= 67_000 and COMPACT in one["book_bytes"]:
-            told.append(target(f"{who}: bytes / student", one["book_bytes"][COMPACT] / one["student_bytes"], 0.25))
-    return told
-
-
-def accuracy_target(accuracy: Mapping[str, Any]) -> list[dict[str, Any]]:
-    told = accuracy["forms"].get(COMPACT)
-    what = f"{COMPACT} on {accuracy['keys']} keys: points lost"
-    return [target(what, told["with_student_points_lost"], 0.1)] if told else []
-
-
-def target(what: str, found: float, limit: float) -> dict[str, Any]:
-    return {"what": what, "found": round(found, 4), "at_most": limit, "met": found <= limit}
-
-
 def tables(result: Mapping[str, Any]) -> list[Table]:
     """What a terminal shows."""
     machine = result["machine"]
@@ -305,12 +293,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
             for form in result["timings"][0]["book_bytes"]
         ]
         sizes.add_row(one["student"], f"{one['entries']:,}", f"{one['student_bytes'] / 1e6:.1f}", *columns)
-    judged = result["accuracy"]
-    title = f"{judged['metric']} of {judged['keys']} keys"
-    quality = Table("form", "MB", "recall", "neighbours", "points lost", "with student", "points lost", title=title)
-    for form, told in judged["forms"].items():
-        cells = [f"{told[fact]:.4f}" for fact in JUDGED]
-        quality.add_row(form, f"{told['bytes'] / 1e6:.2f}", *cells)
+    qualities = [quality_of(judged) for judged in result["accuracy"]]
     edit = result["edit"]
     title = f"seconds to add {edit['added']:,} entries to {edit['entries']:,} ({edit['index']})"
     edits = Table("embed texts", "write", "load", "follow in index", "found", title=title)
@@ -319,4 +302,16 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
     aims = Table("target", "found", "at most", "", title="targets")
     for aim in result["targets"]:
         aims.add_row(aim["what"], f"{aim['found']:.4f}", f"{aim['at_most']:.2f}", "met" if aim["met"] else "MISSED")
-    return [speed, sizes, quality, edits, aims]
+    return [speed, sizes, *qualities, edits, aims]
+
+
+def quality_of(judged: Mapping[str, Any]) -> Table:
+    opened = ", ".join(f"{name} {value}" for name, value in judged["retrieval"].items())
+    closed = "; tuning had closed the book: judged with the best setting that opens it" if judged["closed"] else ""
+    title = f"{judged['metric']} of {judged['keys']} keys, {judged['width']} wide, {judged['rows']:,} rows"
+    quality = Table("form", "MB", "recall", "neighbours", "points lost", "with student", "points lost", title=title)
+    quality.caption = opened + closed
+    for form, told in judged["forms"].items():
+        cells = ["" if told[fact] is None else f"{told[fact]:.4f}" for fact in JUDGED]
+        quality.add_row(form, f"{told['bytes'] / 1e6:.2f}", *cells)
+    return quality

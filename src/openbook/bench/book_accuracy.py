@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,37 +11,48 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openbook.answers import probabilities_of
-from openbook.bench.synthetic_book import CLASSES, forms_of, near, soft_labels, synthetic_book
+from openbook.bench.synthetic_book import forms_of, near, noise_of, soft_labels, synthetic_book
 from openbook.config import UsageError
 from openbook.knowledge_base import forms, store
+from openbook.knowledge_base.adaptive import BETAS
 from openbook.knowledge_base.answering import Retrieval, answer
 from openbook.knowledge_base.index import exact_index, tie_aware_recall
 from openbook.knowledge_base.interpolate import Search
-from openbook.knowledge_base.search import Hits, normalise
-from openbook.metrics import score
+from openbook.knowledge_base.search import Hits, normalise, search_of
+from openbook.knowledge_base.tuning import TEMPERATURES, Choices, HeldOut, collect, tune
+from openbook.lessons import joined
+from openbook.metrics import METRICS, score
 from openbook.predictor import OpenBook
 from openbook.recipe import load_recipe
 from openbook.types import KnowledgeBase
 from openbook.workspace import RUN_FILE, Run
 
+QUERIES = 2_000  # of a synthetic book
+SHARE = 50  # entries a prototype
 JUDGED = ("recall", "neighbours", "neighbours_points_lost", "with_student", "with_student_points_lost")
 
 
-def accuracy_of_synthetic(k: int) -> dict[str, Any]:
-    base = synthetic_book(20_000, 128)
-    queries = near(base.keys, 1_000)
+def accuracy_of_synthetic(k: int, entries: int = 20_000, width: int = 128, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Forms of a graded book, all or `only` these, for a student that sees its texts through noise."""
+    base = synthetic_book(entries, width, graded=True)
+    queries = near(base.keys, QUERIES, graded=True)
     gold = soft_labels(queries).argmax(axis=1)
-    retrieval = Retrieval(top_k=k, temperature=0.1, beta=0.5)
-    outputs = np.full((len(gold), len(CLASSES)), 1 / len(CLASSES))
+    seen = queries + noise_of(np.random.default_rng(2), QUERIES, width, graded=True)
+    outputs = soft_labels(seen.astype(np.float32))
+    plain = Retrieval(top_k=k, temperature=0.1, beta=0.5)
+    warm = warmest(base, queries, outputs, gold, "accuracy", plain)
+    found = scores(base, queries, outputs, gold, "accuracy", warm, only or forms_of(width))
     return {
-        "keys": "synthetic",
-        "metric": "accuracy",
-        "forms": scores(base, queries, outputs, gold, "accuracy", retrieval),
-    }
+        "keys": f"{entries:,} synthetic", "entries": entries, "width": width, "rows": QUERIES, "metric": "accuracy",
+        "retrieval": warm.to_manifest(), "closed": False, "forms": found,
+    }  # fmt: skip
 
 
-def accuracy_of_run(model: Path, k: int) -> dict[str, Any]:
-    """The forms of a finished run's book, judged on the rows that its settings were tuned on, not on the test rows."""
+def accuracy_of_run(model: Path) -> dict[str, Any]:
+    """The forms of a finished run's book, judged on the rows that its settings were tuned on, not on the test rows.
+
+    A book that tuning had closed loses nothing in any form: it is judged with the best setting that opens it.
+    """
     task = Run(load_recipe(model / RUN_FILE), model).task
     book = OpenBook.from_pretrained(model)
     if book.base is None or book.base.manifest.get("form", "fp32") not in store.EXACT:
@@ -51,11 +63,19 @@ def accuracy_of_run(model: Path, k: int) -> dict[str, Any]:
     heard = book.read(rows)
     outputs = heard.logits if task.kind == "regression" else probabilities_of(heard.logits)
     gold = np.array([row.label for row in task.holdout])
-    retrieval = Retrieval.from_manifest(
-        book.base.manifest.get("retrieval") or {"top_k": k, "temperature": 0.1, "beta": 0.5}
-    )
-    found = scores(book.base, heard.embedding, outputs, gold, task.metric, retrieval)
-    return {"keys": str(model), "rows": len(rows), "metric": task.metric, "forms": found}
+    written = book.base.manifest.get("retrieval")
+    retrieval = Retrieval.from_manifest(written) if written else None
+    closed = retrieval is None or not retrieval.opens_book
+    if retrieval is None or closed:
+        asked = HeldOut(tuple(row.id for row in task.holdout), tuple(map(joined, task.holdout)), gold)
+        caches = collect(asked, outputs, heard.embedding, book.base, search_of)
+        choices = Choices(betas=BETAS[:-1], one_se=False)
+        retrieval = tune({1.0: caches[1.0]}, METRICS[task.metric].function, book.kind, (), choices).retrieval
+    found = scores(book.base, heard.embedding, outputs, gold, task.metric, retrieval, forms_of(book.base.keys.shape[1]))
+    return {
+        "keys": str(model), "entries": len(book.base.ids), "width": book.base.keys.shape[1], "rows": len(rows),
+        "metric": task.metric, "retrieval": retrieval.to_manifest(), "closed": closed, "forms": found,
+    }  # fmt: skip
 
 
 def scores(
@@ -65,32 +85,75 @@ def scores(
     gold: NDArray[Any],
     metric: str,
     retrieval: Retrieval,
-) -> dict[str, dict[str, float]]:
+    names: Sequence[str],
+) -> dict[str, dict[str, float | None]]:
     """By form: tie-aware recall of the exact neighbours, the metric of neighbours alone and with the student, bytes.
 
-    Points are hundredths of the metric, lost against fp32.
+    Points are hundredths of the metric, lost against fp32. The last row is of prototypes, which have no recall: all of
+    them are looked up, with a temperature that is chosen on these rows, as the book's own was.
     """
     exact = exact_index(base.keys, None, "").search(queries, retrieval.top_k)
     trusted = replace(retrieval, skip="none")
-    alone = replace(trusted, mode="constant", beta=0.0)
-    found: dict[str, dict[str, float]] = {}
-    for form in forms_of(base.keys.shape[1]):
+    found: dict[str, dict[str, float | None]] = {}
+
+    def judged(told: dict[str, float], recall: float | None, bytes_: int) -> dict[str, float | None]:
+        first = {name: found["fp32"][name] if found else told[name] for name in told}
+        lost = {f"{name}_points_lost": 100 * ((first[name] or 0.0) - told[name]) for name in told}
+        return {"recall": recall, **told, **lost, "bytes": float(bytes_)}
+
+    width, classes = base.keys.shape[1], base.values.shape[1]
+    for form in dict.fromkeys(["fp32", *names]):
         constants = forms.fit(base.keys, form)
         keys = forms.decode(forms.encode(base.keys, form, constants), form, constants)
         hits = exact_index(keys, constants.get("basis"), "").search(queries, retrieval.top_k)
         exactly = (normalise(queries)[:, None] * base.keys[hits.positions]).sum(axis=2).astype(np.float32)
-        told = {
-            name: score(metric, answer(outputs, queries, base, how, given(hits)).outputs, gold)
-            for name, how in (("neighbours", alone), ("with_student", trusted))
-        }
-        first = found.get("fp32", told)
-        found[form] = {
-            "recall": tie_aware_recall(Hits(hits.positions, exactly), exact),
-            **told,
-            **{f"{name}_points_lost": 100 * (first[name] - told[name]) for name in told},
-            "bytes": float(forms.size_of(len(base.ids), base.keys.shape[1], base.values.shape[1], form)),
-        }
+        told = both_ways(base, given(hits), queries, outputs, gold, metric, trusted)
+        recall = tie_aware_recall(Hits(hits.positions, exactly), exact)
+        found[form] = judged(told, recall, forms.size_of(len(base.ids), width, classes, form))
+    few = prototypes_of(base)
+    if few is not None:
+        every = replace(trusted, top_k=len(few.ids), mode="constant")
+        warm = warmest(few, queries, outputs, gold, metric, every)
+        told = both_ways(few, search_of(few), queries, outputs, gold, metric, warm)
+        size = forms.size_of(len(few.ids), width, classes, "fp32", weighted=True)
+        found[f"{len(few.ids):,} prototypes"] = judged(told, None, size)
     return found
+
+
+def both_ways(
+    base: KnowledgeBase,
+    search: Search,
+    queries: NDArray[Any],
+    outputs: NDArray[Any],
+    gold: NDArray[Any],
+    metric: str,
+    retrieval: Retrieval,
+) -> dict[str, float]:
+    ways = {"neighbours": replace(retrieval, mode="constant", beta=0.0), "with_student": retrieval}
+    return {
+        name: score(metric, answer(outputs, queries, base, how, search).outputs, gold) for name, how in ways.items()
+    }
+
+
+def warmest(
+    base: KnowledgeBase,
+    queries: NDArray[Any],
+    outputs: NDArray[Any],
+    gold: NDArray[Any],
+    metric: str,
+    retrieval: Retrieval,
+) -> Retrieval:
+    """The same with the temperature that serves these rows best."""
+    search = given(search_of(base)(queries, retrieval.top_k, None))
+    tried = [replace(retrieval, temperature=temperature) for temperature in TEMPERATURES]
+    return max(tried, key=lambda how: score(metric, answer(outputs, queries, base, how, search).outputs, gold))
+
+
+def prototypes_of(base: KnowledgeBase) -> KnowledgeBase | None:
+    """One entry in place of fifty, but some of every class; none of a book that is too small for it."""
+    groups = max(forms.BINS, base.values.shape[1]) * len(set(base.origins) or {""})
+    count = max(len(base.ids) // SHARE, groups)
+    return forms.prototypes(base, count, 0, base.manifest["kind"]) if 2 * count <= len(base.ids) else None
 
 
 def given(hits: Hits) -> Search:

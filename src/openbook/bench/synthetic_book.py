@@ -15,13 +15,18 @@ CLASSES = tuple("abcdef")
 MAX_LENGTH = 128  # word-pieces
 
 
-def synthetic_book(entries: int, width: int) -> KnowledgeBase:
-    """Unit keys around eight centres a class, and soft labels."""
+def synthetic_book(entries: int, width: int, graded: bool = False) -> KnowledgeBase:
+    """Unit keys around eight centres a class, and soft labels.
+
+    All directions vary alike, the worst case for a search; or, `graded`, in energies that fall as 1 / rank, as those of
+    the keys of trained students were measured to (RTE to SST-2): compact forms live on that.
+    """
     random = np.random.default_rng(0)
-    centres = normalise(random.normal(size=(8 * len(CLASSES), width))).astype(np.float32)
+    spread = spread_of(width, graded)
+    centres = normalise(random.normal(size=(8 * len(CLASSES), width)) * spread).astype(np.float32)
     own = random.integers(len(centres), size=entries)
     keys = random.standard_normal((entries, width), dtype=np.float32)
-    keys *= 0.8 / width**0.5
+    keys *= (0.8 * spread).astype(np.float32)
     keys += centres[own]
     keys /= np.linalg.norm(keys, axis=1, keepdims=True)
     return KnowledgeBase(
@@ -33,17 +38,27 @@ def synthetic_book(entries: int, width: int) -> KnowledgeBase:
     )
 
 
+def spread_of(width: int, graded: bool) -> NDArray[np.float64]:
+    """Standard deviations (d,) of a random vector of length about one."""
+    energies = 1 / np.arange(1, width + 1) if graded else np.ones(width)
+    return np.asarray(np.sqrt(energies / energies.sum()))
+
+
 def soft_labels(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     """What depends on the place of a vector (n, d), also within a cluster -> (n, C)."""
     directions = np.random.default_rng(2).normal(size=(vectors.shape[1], len(CLASSES))).astype(np.float32)
     return probabilities_of(4 * vectors @ directions)
 
 
-def near(keys: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+def near(keys: NDArray[np.float32], count: int, graded: bool = False) -> NDArray[np.float32]:
     """Queries (count, d): keys, moved by a third of their length in a random direction."""
     random = np.random.default_rng(1)
-    noise = normalise(random.normal(size=(count, keys.shape[1])))
-    return (keys[random.integers(len(keys), size=count)] + 0.33 * noise).astype(np.float32)
+    noise = noise_of(random, count, keys.shape[1], graded)
+    return (keys[random.integers(len(keys), size=count)] + noise).astype(np.float32)
+
+
+def noise_of(random: np.random.Generator, count: int, width: int, graded: bool) -> NDArray[np.float64]:
+    return np.asarray(0.33 * normalise(random.normal(size=(count, width)) * spread_of(width, graded)))
 
 
 def forms_of(width: int) -> list[str]:

@@ -59,6 +59,7 @@ class Choices:
     modes: tuple[Mode, ...] = ("constant",)
     skips: tuple[Skip, ...] = ("none",)  # the one that skips most; of equals the first
     top_k: tuple[int, ...] = TOP_K
+    betas: tuple[float, ...] = BETAS  # shares of the student
     one_se: bool = True  # retrieve only if its gain exceeds its standard error
     reported_split: bool = False  # allow tuning on what is reported; it is written down
 
@@ -208,7 +209,11 @@ def tune(
     def measure(outputs: NDArray[Any]) -> tuple[float, float]:
         return metric(outputs, gold), float(losses(outputs, gold, kind).mean())
 
-    cells = [cell for omega, cache in caches.items() for cell in sweep(cache, measure, choices.top_k, omega)]
+    cells = [
+        cell
+        for omega, cache in caches.items()
+        for cell in sweep(cache, measure, choices.top_k, omega, betas=choices.betas)
+    ]
     table = sorted(cells, key=_merit)
     cell, retrieval, outputs = _best(caches, table, kind, choices.modes)
 
@@ -245,6 +250,7 @@ def sweep(
     measure: Callable[[NDArray[Any]], tuple[float, float]],
     top_k: Sequence[int] = TOP_K,
     omega: float = 1.0,
+    betas: Sequence[float] = BETAS,
 ) -> list[Cell]:
     """Score every cell of the grid; `measure` maps outputs (n, C) to a score and a loss. Nothing is searched."""
     available = max(1, cache.similarities.shape[1])
@@ -253,7 +259,7 @@ def sweep(
         near = _top(cache, k)
         for temperature in TEMPERATURES:
             average = average_of(weights(near.similarities, temperature, near.counts), near.values)
-            for beta in BETAS:
+            for beta in betas:
                 cells.append(Cell(k, temperature, beta, *measure(interpolate(cache.outputs, average, beta)), omega))
     return cells
 
