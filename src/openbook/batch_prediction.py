@@ -133,9 +133,11 @@ def added_columns(book: OpenBook, job: Job) -> dict[str, str]:
         raise UsageError("--explain: this student has no knowledge base, so there are no neighbours to show")
     if job.probabilities and book.labels is None:
         raise UsageError("--probabilities: this student gives scores; there are no classes with probabilities")
-    names = {"row": "int", "prediction": "float" if book.labels is None else "str", "truncated": "bool"}
+    several = book.kind == "multi_label"  # a list of labels, and a list of their probabilities
+    answer = "float" if book.labels is None else "json" if several else "str"
+    names = {"row": "int", "prediction": answer, "truncated": "bool"}
     if book.labels is not None:
-        names["probability"] = "float"
+        names["probability"] = "json" if several else "float"
         names |= {f"probability_{label}": "float" for label in book.labels if job.probabilities}
     if job.explain:
         names |= {"alone": names["prediction"], "neighbours": "json"}
@@ -252,7 +254,7 @@ def answered(book: OpenBook, window: Sequence[Record], job: Job) -> Told:
         [row.cut for row in encoded],
     ]
     if book.labels is not None:
-        columns.append([rounded(float(answer.max())) for answer in answers])
+        columns.append([rounded(chances_of(book, answer)) for answer in answers])
         for place in range(len(book.labels) if job.probabilities else 0):
             columns.append([rounded(float(answer[place])) for answer in answers])
     if job.explain:
@@ -279,7 +281,17 @@ def text_of(record: Record, job: Job) -> Text:
     return first if job.text_pair is None else (first, record.values[job.text_pair])
 
 
+def chances_of(book: OpenBook, answer: Any) -> float | list[float]:
+    """The probability of what is told, or of each of several labels in their order."""
+    told = book.name(answer)
+    if isinstance(told, list) and book.labels is not None:
+        return [float(answer[book.labels.index(name)]) for name in told]
+    return float(answer.max())
+
+
 def rounded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
     return round(value, DIGITS) if isinstance(value, float) else value
 
 

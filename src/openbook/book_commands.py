@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 from rich.table import Table
 
 from openbook.backends.base import BackendName
-from openbook.config import UsageError
+from openbook.config import THRESHOLD, UsageError
 from openbook.console import console
 from openbook.student_keys import STUDENT, rekeyed
 
@@ -152,7 +153,18 @@ def in_words(predictor: Any, labels: list[Any] | None) -> list[Any] | None:
     """Labels as the student names them: a file may have numbers for names."""
     if labels is None:
         return None
+    if predictor.kind == "multi_label":
+        return [set_of_names(label, place, predictor.labels) for place, label in enumerate(labels)]
     return [float(label) for label in labels] if predictor.labels is None else [str(label) for label in labels]
+
+
+def set_of_names(label: Any, place: int, known: Sequence[str]) -> list[str]:
+    from openbook.data.label_sets import names_in
+
+    try:
+        return names_in(label, known)
+    except ValueError as error:
+        raise UsageError(f"label {place} is {label!r}, which {error}") from None
 
 
 def show_tuned(predictor: Any, rows: list[Any], labels: list[Any] | None) -> None:
@@ -173,6 +185,10 @@ def show_entries(base: Any, words: str) -> None:
         if words.casefold() in text.casefold():
             value = base.values[place]
             label = f"{value[0]:.3g}" if labels is None else f"{labels[int(value.argmax())]} {value.max():.2f}"
+            if base.manifest["kind"] == "multi_label":
+                label = ", ".join(
+                    f"{labels[one]} {value[one]:.2f}" for one in (-value).argsort() if value[one] > THRESHOLD
+                )
             shown.add_row(base.ids[place], label, base.origins[place] if base.origins else "train", text)
     console.print(shown)
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from openbook.answers import probabilities_of
+from openbook.answers import SAID
 from openbook.knowledge_base.search import normalise
 
 PROJECTION = "projection.safetensors"
@@ -36,5 +36,5 @@ def in_blocks(rows: NDArray[Any]) -> Iterator[NDArray[np.float64]]:
 
 
 def values_of(kind: str, logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.float32]:
-    """Soft labels (n, C) of a teacher; in regression its scores (n, 1)."""
-    return (logits if kind == "regression" else probabilities_of(logits / temperature)).astype(np.float32)
+    """Soft labels (n, C) of a teacher, of several labels each by itself; in regression its scores (n, 1)."""
+    return SAID[kind](logits if kind == "regression" else logits / temperature).astype(np.float32)

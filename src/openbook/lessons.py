@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from openbook.checkpoint import digest_file, fingerprint
-from openbook.config import Terms, UsageError
+from openbook.config import Terms, UsageError, WholeKind
 from openbook.courses import Course, needs_teacher, trainings
 from openbook.distillation.mapping import copied_layers
 from openbook.distillation.objective import Objective
@@ -73,10 +74,11 @@ def training_base(run: Run, outputs: Path, temperature: float = 1.0) -> Knowledg
 
 
 def gold_values(run: Run) -> NDArray[np.float32]:
-    """Gold labels of the training rows as values: one-hot (n, C), in regression the scores (n, 1)."""
+    """Gold labels of the training rows as values: 1 for those that apply (n, C), in regression the scores (n, 1)."""
     gold = np.array([example.label for example in run.task.train])
-    told = gold[:, None] if run.task.labels is None else np.eye(len(run.task.labels))[gold]
-    return told.astype(np.float32)
+    values = gold[:, None] if run.kind == "regression" else gold
+    values = np.eye(len(run.task.labels or ()))[gold] if run.kind == "classification" else values
+    return values.astype(np.float32)
 
 
 def joined(example: Example) -> str:
@@ -124,7 +126,7 @@ def after_retrieval(run: Run, terms: Terms, teacher: Teacher) -> Teacher:
         base, base.keys, 1 - terms.retrieved_share, terms.retrieved_k, terms.retrieved_temperature,
         lambda queries, k, exclude: found.top(k),
     )  # fmt: skip
-    logits = torch.from_numpy(targets if run.kind == "regression" else np.log(np.maximum(targets, SMALLEST)))
+    logits = torch.from_numpy(LOGITS[run.kind](targets))
     rows = {name: row for row, name in enumerate(base.ids)}
 
     def tell(batch: Batch) -> Outputs:
@@ -132,6 +134,17 @@ def after_retrieval(run: Run, terms: Terms, teacher: Teacher) -> Teacher:
         return replace(said, logits=logits[[rows[name] for name in batch.ids]].to(said.logits))
 
     return tell
+
+
+def _logarithms(probabilities: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(np.log(np.maximum(probabilities, SMALLEST)))
+
+
+LOGITS: dict[WholeKind, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    "classification": _logarithms,
+    "regression": lambda scores: scores,
+    "multi_label": lambda chances: _logarithms(chances) - _logarithms(1 - chances),
+}  # what a teacher would have to say for it to mean these values (n, C)
 
 
 def recorded_neighbours(run: Run) -> Hits:

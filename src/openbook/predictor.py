@@ -16,7 +16,7 @@ from openbook.answers import Answers, Encoded, Text, Texts, as_rows, fields, out
 from openbook.backends.base import BACKENDS, Backend, BackendName
 from openbook.backends.onnx import EXPORT, RECORD, OnnxBackend
 from openbook.checkpoint import read_json
-from openbook.config import UsageError
+from openbook.config import THRESHOLD, UsageError
 from openbook.keys import keys_of, values_of
 from openbook.knowledge_base import editing, store
 from openbook.knowledge_base.answering import answer
@@ -34,13 +34,16 @@ OUTPUTS = "teacher_outputs"  # beside the knowledge base: where the map to its k
 REMEMBERED = "remembered"  # the origin of entries that were added to a finished book
 
 
+Named = str | float | list[str]  # a label; in regression the score; of several labels those that are told
+
+
 @dataclass(frozen=True)
 class Explanation:
     """An answer with the arithmetic behind it: the contributions in `evidence` sum to the answer's probability."""
 
     text: Text
-    prediction: str | float
-    alone: str | float  # what the student says without its book
+    prediction: Named
+    alone: Named  # what the student says without its book
     evidence: Evidence
 
 
@@ -106,13 +109,19 @@ class OpenBook:
             store.save(self.base, Path(folder) / "knowledge_base")
 
     def predict(self, texts: Texts) -> Any:
-        """The label name (regression: the score) of one text, or a list of them for a list."""
+        """The label name of one text, or a list of them for a list; in regression the score.
+
+        Of several labels it is the list of those above 0.5, the most probable first, which may be empty.
+        """
         rows, single = as_rows(texts)
         answers = [self.name(row) for row in self.answer(self.encode(rows))]
         return answers[0] if single else answers
 
     def predict_proba(self, texts: Texts) -> NDArray[np.float64]:
-        """Probabilities in the order of `labels`: (C,) for one text, (n, C) for a list. Regression: scores, C = 1."""
+        """Probabilities in the order of `labels`: (C,) for one text, (n, C) for a list. Regression: scores, C = 1.
+
+        Of several labels each has its own, and they need not sum to 1.
+        """
         rows, single = as_rows(texts)
         answers = self.answer(self.encode(rows))
         return np.asarray(answers[0] if single else answers)
@@ -153,7 +162,8 @@ class OpenBook:
     def remember(self, texts: Texts, labels: Any = None, ids: Sequence[str] | None = None, weight: float = 1.0) -> Edit:
         """Add texts to the book: from the next prediction on they are looked up. Nothing is trained.
 
-        `labels` are a person's: names, or scores in regression, one for each text (for one text, one label). Without
+        `labels` are a person's: names, lists of names where several may apply, or scores in regression, one for each
+        text (for one text, one label). Without
         them, what the teacher says is kept. Entries are found as those of the book are: by the student's own embedding,
         or by the teacher's. Each counts as much as `weight` others that are equally near: a correction among many that
         say otherwise needs more than 1. Raises UsageError, and changes nothing, for unknown labels, ids or texts that
@@ -203,19 +213,19 @@ class OpenBook:
     def tune(self, texts: Sequence[Text], labels: Sequence[Any], metric: str | None = None) -> Tuned:
         """Choose anew how the book is opened, on labelled texts that it does not hold, and keep that with the book.
 
-        `metric` is accuracy, or pearson in regression, if absent. Raises UsageError for texts that the book holds, and
-        for an unknown metric.
+        `metric` is accuracy, or pearson in regression, or micro_f1 of several labels, if absent. Raises UsageError for
+        texts that the book holds, and for an unknown metric.
         """
         from openbook.knowledge_base.tuning import HeldOut, collect, tune
         from openbook.metrics import METRICS
 
-        name = metric or ("pearson" if self.labels is None else "accuracy")
+        name = metric or {"regression": "pearson", "multi_label": "micro_f1"}.get(self.kind, "accuracy")
         if name not in METRICS:
             raise UsageError(f"metric={name!r} is unknown; choose from {', '.join(METRICS)}")
         rows, _ = as_rows(texts)
         folder, heard = self._folder(), self.read(rows)
         values = self.values(labels, len(rows))
-        gold = values[:, 0] if self.labels is None else values.argmax(axis=1)
+        gold = {"regression": values[:, 0], "multi_label": values}.get(self.kind, values.argmax(axis=1))
         joined = tuple("\t".join(fields(row)) for row in rows)
         held_out = HeldOut(tuple(f"row {place}" for place in range(len(rows))), joined, gold)
         base = self._opened().base
@@ -226,15 +236,19 @@ class OpenBook:
         return tuned
 
     def values(self, labels: Sequence[Any], count: int) -> NDArray[np.float32]:
-        """A person's labels as an entry's values: one-hot (n, C), or scores (n, 1)."""
+        """A person's labels as an entry's values: 1 for those that apply (n, C), or scores (n, 1)."""
         if isinstance(labels, str) or len(labels) != count:
             raise UsageError(f"there are {count} texts or ids; give as many labels, not {labels!r}")
         if self.labels is None:
             return np.array(labels, np.float32)[:, None]
+        values = np.zeros((count, len(self.labels)), np.float32)
         for place, label in enumerate(labels):
-            if label not in self.labels:
-                raise UsageError(f"label {place} is {label!r}; the student knows {', '.join(self.labels)}")
-        return np.eye(len(self.labels), dtype=np.float32)[[self.labels.index(label) for label in labels]]
+            several = self.kind == "multi_label" and isinstance(label, list | tuple)
+            for name in label if several else [label]:
+                if name not in self.labels:
+                    raise UsageError(f"label {place} is {name!r}; the student knows {', '.join(self.labels)}")
+                values[place, self.labels.index(name)] = 1
+        return values
 
     def teacher(self) -> OpenBook | None:
         """The teacher whose keys the book has, if its folder is beside the student's."""
@@ -275,8 +289,12 @@ class OpenBook:
         """The student's own logits and pooled vectors."""
         return self.backend.run(self.encode(rows))
 
-    def name(self, answer: NDArray[Any]) -> str | float:
-        return float(answer[0]) if self.labels is None else self.labels[int(answer.argmax())]
+    def name(self, answer: NDArray[Any]) -> Named:
+        if self.labels is None:
+            return float(answer[0])
+        if self.kind == "multi_label":
+            return [self.labels[place] for place in np.argsort(-answer, kind="stable") if answer[place] > THRESHOLD]
+        return self.labels[int(answer.argmax())]
 
 
 def digest_text(text: str) -> str:

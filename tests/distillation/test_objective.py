@@ -621,3 +621,13 @@ def test_only_pairs_train_the_embedding_of_the_second_segment(batch: Batch, term
         segments = student.model.bert.embeddings.token_type_embeddings.weight.grad
         assert segments[0].abs().sum() > 0
         assert bool((segments[1] != 0).any()) is pairs
+
+
+def test_several_labels_are_learned_each_by_itself() -> None:
+    student, teacher = speak(SMALL, 1), speak(BERT, 2)
+    batch = replace(BATCH, labels=torch.tensor([[1, 1], [0, 1]]))
+    objective = Objective(Terms(gold=1, soft_labels=10, temperature=3), SMALL, BERT, "multi_label")
+    found = values(objective, student, teacher, batch)
+    assert found["gold"] == pytest.approx(losses.gold_label_sets(student.logits, batch.labels).item())
+    assert found["soft_labels"] == pytest.approx(losses.soft_label_sets_kl(student.logits, teacher.logits, 3).item())
+    assert found["loss"] == pytest.approx(found["gold"] + 10 * found["soft_labels"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,18 @@ from openbook.distillation.mapping import layer_map, relation_heads
 from openbook.distillation.neighbours import Entries, KeyProjection, Neighbours
 from openbook.types import Batch, Outputs
 
+Loss = Callable[[Tensor, Tensor], Tensor]  # of the student's logits (B, C), against labels
+Softened = Callable[[Tensor, Tensor, float], Tensor]  # against a teacher's logits, at a temperature
+GOLD: dict[WholeKind, Loss] = {
+    "classification": losses.gold_labels,
+    "regression": lambda scores, targets: losses.squared_error(scores, targets[:, None]),
+    "multi_label": losses.gold_label_sets,
+}
+SOFT: dict[WholeKind, Softened] = {
+    "classification": losses.soft_label_kl,
+    "regression": lambda scores, taught, temperature: losses.squared_error(scores, taught),
+    "multi_label": losses.soft_label_sets_kl,
+}
 TERMS = ("gold", "soft_labels", "embedding", "hidden", "attention", "relations", "neighbours")
 
 
@@ -48,6 +61,11 @@ class Objective(nn.Module):
         self.weights: dict[str, float] = {name: getattr(terms, name) for name in TERMS if getattr(terms, name) > 0}
         if not self.weights:
             raise UsageError(f"every one of the distill terms weighs 0; give one of {list(TERMS)} a weight")
+        if terms.official and terms.soft_labels and kind == "multi_label":
+            raise UsageError(
+                "terms.official=true: TinyBERT's code has no soft labels of several labels a text (task.kind:"
+                " multi_label); set it, or terms.soft_labels, to 0"
+            )
         if terms.attention and student.heads != teacher.heads:
             raise UsageError(
                 f"terms.attention needs equal head counts: student.heads={student.heads}, the teacher has "
@@ -111,17 +129,13 @@ class Objective(nn.Module):
             raise UsageError(
                 f"terms.gold={self.terms.gold} needs labels, and {batch.ids[0]} has none; set it to 0 there"
             )
-        if self.kind == "regression":
-            return losses.squared_error(student.logits, batch.labels[:, None])
-        return losses.gold_labels(student.logits, batch.labels)
+        return GOLD[self.kind](student.logits, batch.labels)
 
     def _soft_labels(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """The KL times T², whose gradient at T = 1 is the cross-entropy's; `official`, the cross-entropy by classes."""
-        if self.kind == "regression":
-            return losses.squared_error(student.logits, teacher.logits)
-        if self.terms.official:
+        if self.terms.official and self.kind == "classification":
             return losses.soft_cross_entropy(student.logits, teacher.logits, self.terms.temperature, official=True)
-        return losses.soft_label_kl(student.logits, teacher.logits, self.terms.temperature)
+        return SOFT[self.kind](student.logits, teacher.logits, self.terms.temperature)
 
     def _embedding(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         return losses.squared_error(self.projections["embedding"](student.embedding), teacher.embedding)

@@ -24,6 +24,7 @@ from openbook.distillation.teachers import RecordedTeacher
 from openbook.inference import answers_of
 from openbook.keys import keys_of, values_of
 from openbook.knowledge_base import editing, store
+from openbook.knowledge_base.answering import NO_CLASS
 from openbook.knowledge_base.interpolate import TRAIN, scaled
 from openbook.knowledge_base.search import search_of
 from openbook.knowledge_base.shelf import build_index
@@ -56,15 +57,15 @@ def check(run: Run) -> None:
             "knowledge_base.values=out_of_fold trains the teacher anew without some rows, and teacher.fine_tuned says"
             " that it was trained elsewhere; set values to teacher or gold"
         )
-    if settings.skip != "none" and run.kind == "regression":
+    if settings.skip != "none" and run.kind in NO_CLASS:
         raise UsageError(
-            f"knowledge_base.skip={settings.skip}: {run.task.name} is a regression, whose student has no confidence to"
-            " skip by; set it to none"
+            f"knowledge_base.skip={settings.skip}: {run.task.name} is {NO_CLASS[run.kind]}, whose student has no"
+            " confidence to skip by; set it to none"
         )
-    if settings.corpus_min_confidence and run.kind == "regression":
+    if settings.corpus_min_confidence and run.kind in NO_CLASS:
         raise UsageError(
-            f"knowledge_base.corpus_min_confidence={settings.corpus_min_confidence}: {run.task.name} is a regression,"
-            " whose teacher has no confidence; set it to 0"
+            f"knowledge_base.corpus_min_confidence={settings.corpus_min_confidence}: {run.task.name} is"
+            f" {NO_CLASS[run.kind]}, whose teacher has no confidence; set it to 0"
         )
     if settings.texts != "task" and run.task.pair and corpus.form in LONE:
         raise UsageError(
