@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from openbook.config import DistillSettings, Optim, Recipe, Settings, StudentSettings, Terms, UsageError
+from openbook.config import DistillSettings, Optim, QueryingStudentSettings, Recipe, Settings, Terms, UsageError
 from openbook.recipe import dump_recipe, load_recipe, validate_as
 
 ROOT = Path(__file__).parents[1]
@@ -213,7 +213,7 @@ def test_terms_that_are_named_are_all_there_are(tmp_path: Path) -> None:
 def test_overrides_are_laid_on_in_their_order(tmp_path: Path) -> None:
     text = SMALL + "student: {layers: 2, heads: 8}\n"
     recipe = load(tmp_path, text, "student.layers=3", "student.hidden_size=64", "student.layers=5", "seeds=[4]")
-    assert recipe.student == StudentSettings(layers=5, heads=8, hidden_size=64)
+    assert recipe.student == QueryingStudentSettings(layers=5, heads=8, hidden_size=64)
     assert recipe.seeds == (4,)
     assert load(tmp_path, SMALL + "student:\n", "student.layers=1").student.layers == 1
 
@@ -235,7 +235,7 @@ def settings_classes(base: type[Settings] = Settings) -> list[type[Settings]]:
 
 def test_every_part_of_the_recipe_is_frozen_and_refuses_unknown_keys() -> None:
     classes = [found for found in settings_classes() if found.__module__ == "openbook.config"]
-    assert len(classes) == 19
+    assert len(classes) == 20
     for model in classes:
         assert model.model_config["extra"] == "forbid"
         assert model.model_config["frozen"]

@@ -23,6 +23,7 @@ from openbook.config import UsageError
 from openbook.data.records import Record, RecordFile, row_format
 from openbook.data.rowfiles import RowWriter, added_field, as_json
 from openbook.data.sources import require_column
+from openbook.keys import QUERIES
 
 if TYPE_CHECKING:
     from openbook.predictor import OpenBook
@@ -155,7 +156,8 @@ def refuse_taken(records: RecordFile, job: Job, names: dict[str, str]) -> None:
 def made_from(book: OpenBook, model: Path, job: Job) -> dict[str, Any]:
     """All that the output depends on, as digests and plain values."""
     student, manifest = model / "student", model / "knowledge_base" / "manifest.json"
-    parts = [student / name for name in (*STUDENT, WEIGHTS[book.backend.name])]
+    own = [] if book.projection is None else [QUERIES]
+    parts = [student / name for name in (*STUDENT, WEIGHTS[book.backend.name], *own)]
     digests = [digest_file(path) if path.is_file() else "" for path in parts]
     options = {name: value for name, value in asdict(job).items() if name not in ("input", "output")}
     return {

@@ -80,6 +80,8 @@ def prepare(experiment: Experiment, one: Cell) -> None:
     run = experiment.run_of(one)
     if run.kind == "multi_label":
         raise UsageError(f"{one.task}: an experiment has no measures for task.kind=multi_label; run its recipe alone")
+    if one.recipe.student.projection == "linear" and experiment.grid.readers_of(one):
+        raise UsageError(f"{one.arm}: arms that open a book ask it by the pooled vector; set student.projection: none")
     run.folder.mkdir(parents=True, exist_ok=True)
     for name in SHARED:
         (experiment.root / "store" / name).mkdir(parents=True, exist_ok=True)

@@ -302,6 +302,20 @@ class StudentSettings(Settings):
         return self
 
 
+class QueryingStudentSettings(StudentSettings):
+    """The small model of a recipe for one task: it may have a map of its own for what it asks the book."""
+
+    projection: Literal["none", "linear"] = Field(
+        "none",
+        description="`linear`: what `terms.neighbours` compares with the teacher's keys, and what a book of"
+        " `knowledge_base.keys: teacher` is asked by, is a learned map of the pooled vector; labels read the vector",
+    )
+
+    def told(self) -> dict[str, Any]:
+        """As JSON; without a projection where there is none, since older runs knew no such key."""
+        return self.model_dump(mode="json", exclude={"projection"} if self.projection == "none" else None)
+
+
 class Terms(Settings):
     """What is minimised: the weighted sum of these losses (distillation/losses.py). A weight of 0 switches one off."""
 
@@ -467,7 +481,7 @@ class Recipe(Settings):
     task: TaskSettings
     teacher: TeacherSettings
     corpus: CorpusSettings
-    student: StudentSettings = StudentSettings()
+    student: QueryingStudentSettings = QueryingStudentSettings()
     distill: DistillSettings = DistillSettings()
     knowledge_base: KnowledgeBaseSettings = KnowledgeBaseSettings()
     evaluate: EvaluateSettings = EvaluateSettings()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from openbook.checkpoint import digest_file, fingerprint
 from openbook.config import Terms, UsageError, WholeKind
-from openbook.courses import Course, needs_teacher, trainings
+from openbook.courses import CORPUS, Course, needs_teacher, outline, trainings
 from openbook.distillation.mapping import copied_layers
 from openbook.distillation.objective import Objective
 from openbook.distillation.teachers import LiveTeacher, RecordedTeacher, silent
@@ -44,7 +44,8 @@ def objective_for(run: Run, terms: Terms, keys: tuple[Tensor, Tensor] | None) ->
     reads_all = terms.neighbours > 0 and terms.neighbours_scope == "knowledge_base"
     base = training_base(run, outputs_folder(run)) if reads_all else None
     entries = None if base is None else (torch.from_numpy(base.keys), base.ids)
-    return Objective(terms, student_widths(run), teacher_widths(run), run.kind, keys, entries)
+    projected = run.recipe.student.projection == "linear"
+    return Objective(terms, student_widths(run), teacher_widths(run), run.kind, keys, entries, projected)
 
 
 def blank_objective(run: Run, terms: Terms) -> Objective:
@@ -187,6 +188,7 @@ def check_lessons(run: Run) -> None:
                 f"={run.recipe.student.tokenizer!r} differs from the teacher's; remove student.tokenizer or these terms"
             )
     check_projection(run)
+    check_own_projection(run)
     check_start(run)
 
 
@@ -223,6 +225,16 @@ def check_projection(run: Run) -> None:
         raise UsageError(
             f"knowledge_base.projection.kind={projection.kind} needs {wish}, but student.hidden_size={ours} and the"
             f" teacher's width is {theirs}; change it, or take kind: supcon or random"
+        )
+
+
+def check_own_projection(run: Run) -> None:
+    """The student's own map has something to learn from."""
+    taught = [course.training.terms.neighbours for course in outline(run.recipe, CORPUS)]
+    if run.recipe.student.projection == "linear" and not any(taught):
+        raise UsageError(
+            "student.projection=linear is learned by terms.neighbours, and no course of the student has it; set"
+            " distill.task.terms.neighbours, or student.projection: none"
         )
 
 

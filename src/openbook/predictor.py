@@ -17,14 +17,14 @@ from openbook.backends.base import BACKENDS, Backend, BackendName
 from openbook.backends.onnx import EXPORT, RECORD, OnnxBackend
 from openbook.checkpoint import read_json
 from openbook.config import THRESHOLD, UsageError
-from openbook.keys import keys_of, values_of
+from openbook.keys import keys_of, queries_in, save_queries, values_of
 from openbook.knowledge_base import editing, store
 from openbook.knowledge_base.answering import answer
 from openbook.knowledge_base.editing import Edit
 from openbook.knowledge_base.interpolate import Evidence, evidence
 from openbook.knowledge_base.search import normalise, search_of
 from openbook.knowledge_base.shelf import Book, Shelf
-from openbook.student_keys import is_by_student, rekeyed, space
+from openbook.student_keys import is_by_student, queries, rekeyed, space
 from openbook.types import KnowledgeBase
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class OpenBook:
         self._teacher: OpenBook | None = None
         self.kind, self.labels = backend.about.kind, backend.about.labels
         self.key_space = backend.about.key_space
+        self.projection = queries_in(backend.folder)
         _ = self.book
 
     @property
@@ -105,6 +106,7 @@ class OpenBook:
 
     def save_pretrained(self, folder: str | Path) -> None:
         self.backend.save(Path(folder) / "student")
+        save_queries(Path(folder) / "student", self.projection)
         if self.base is not None:
             store.save(self.base, Path(folder) / "knowledge_base")
 
@@ -145,18 +147,19 @@ class OpenBook:
         outputs, book = outputs_of(heard, self.kind), self.book
         if book is None:
             return outputs
-        return answer(outputs, heard.embedding, book.base, book.retrieval, book.index.search).outputs
+        asked = queries(book.base, heard.embedding, self.projection)
+        return answer(outputs, asked, book.base, book.retrieval, book.index.search).outputs
 
     def evidence(self, encoded: Sequence[Encoded]) -> list[Evidence]:
         """Answers to encoded rows with the neighbours they are made of. Raises UsageError without a book."""
         book = self._opened()
         heard, how = self.backend.run(encoded), book.retrieval
-        outputs = outputs_of(heard, self.kind)
+        outputs, asked = outputs_of(heard, self.kind), queries(book.base, heard.embedding, self.projection)
         if how.opens_book:
-            told = answer(outputs, heard.embedding, book.base, how, book.index.search)
+            told = answer(outputs, asked, book.base, how, book.index.search)
             hits, betas = told.hits, told.betas
         else:  # asked for, it is searched
-            hits, betas = book.index.search(heard.embedding, how.top_k), np.ones(len(encoded))
+            hits, betas = book.index.search(asked, how.top_k), np.ones(len(encoded))
         return evidence(book.base, hits, outputs, how.temperature, betas)
 
     def remember(self, texts: Texts, labels: Any = None, ids: Sequence[str] | None = None, weight: float = 1.0) -> Edit:
@@ -229,7 +232,8 @@ class OpenBook:
         joined = tuple("\t".join(fields(row)) for row in rows)
         held_out = HeldOut(tuple(f"row {place}" for place in range(len(rows))), joined, gold)
         base = self._opened().base
-        caches = collect(held_out, outputs_of(heard, self.kind), heard.embedding, base, search_of)
+        asked = queries(base, heard.embedding, self.projection)
+        caches = collect(held_out, outputs_of(heard, self.kind), asked, base, search_of)
         as_it_is = {1.0: caches[1.0]}  # how often its entries count was settled when it was built
         tuned = tune(as_it_is, METRICS[name].function, self.kind, reported=())
         editing.settle(folder, tuned.retrieval.to_manifest())

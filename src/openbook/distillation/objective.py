@@ -1,4 +1,4 @@
-"""What is minimised: named, weighted losses, and the projections they learn, which never ship with the student."""
+"""What is minimised: named, weighted losses, and the projections they learn; but for its own, no student ships them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from openbook.distillation import losses
 from openbook.distillation.mapping import layer_map, relation_heads
 from openbook.distillation.neighbours import Entries, KeyProjection, Neighbours
 from openbook.types import Batch, Outputs
+
+QUERY = "query"  # the student's own projection, which ships with it
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # of the student's logits (B, C), against labels
 Softened = Callable[[Tensor, Tensor, float], Tensor]  # against a teacher's logits, at a temperature
@@ -43,7 +45,8 @@ class Objective(nn.Module):
     """The weighted sum of the terms whose weight is above 0. Raises UsageError for terms the two shapes cannot serve.
 
     `key_projection` is W (d, d_t) and b (d,) of the teacher's keys, and `entries` the keys of every training text
-    with their ids; both are fixed, and `neighbours` alone reads them.
+    with their ids; both are fixed, and `neighbours` alone reads them. With `projected`, it compares a learned map of
+    the student's pooled vector in place of the vector; the map begins as the identity.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Objective(nn.Module):
         kind: WholeKind,
         key_projection: KeyProjection | None = None,
         entries: Entries | None = None,
+        projected: bool = False,
     ) -> None:
         super().__init__()
         self.terms, self.kind = terms, kind
@@ -84,6 +88,8 @@ class Objective(nn.Module):
             self.projections["embedding"] = _projection(student.embedding, teacher.embedding)
         if terms.neighbours:
             projection = _fitting_keys(key_projection, student, teacher)
+            if projected:
+                self.projections[QUERY] = _projection(student.embedding, student.embedding)
             self.neighbours = Neighbours(terms, projection, _fitting_entries(entries, terms, student))
 
     @property
@@ -170,7 +176,8 @@ class Objective(nn.Module):
         return losses.relations(own, aim, batch.attention_mask, self.relation_heads, norm=self.terms.relation_norm)
 
     def _neighbours(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        loss: Tensor = self.neighbours(student.embedding, teacher.embedding, batch.ids)
+        asked = self.projections[QUERY](student.embedding) if QUERY in self.projections else student.embedding
+        loss: Tensor = self.neighbours(asked, teacher.embedding, batch.ids)
         return loss
 
 

@@ -21,13 +21,14 @@ from openbook.config import Kind, WholeKind
 from openbook.console import track
 from openbook.courses import CORPUS, KD, LABELS, OPEN_BOOK, STUDENTS, TEACHER
 from openbook.inference import answers_of
+from openbook.keys import queries_in
 from openbook.knowledge_base import store
 from openbook.knowledge_base.answering import Retrieval, answer
 from openbook.knowledge_base.search import search_of
 from openbook.metrics import agreement, paired_difference, score
 from openbook.models.encoder import load_finished
 from openbook.predictor import OpenBook, load
-from openbook.student_keys import is_by_student, rekeyed
+from openbook.student_keys import is_by_student, queries, rekeyed
 from openbook.types import Example, KnowledgeBase
 from openbook.workspace import Run
 
@@ -90,15 +91,18 @@ def all_outputs(run: Run) -> dict[str, list[NDArray[Any]]]:
                 outputs[name].append(outputs_of(answers, run.task.kind))
                 if name == CORPUS:
                     own = rekeyed(base, backend) if is_by_student(base) else base
-                    outputs[OPEN_BOOK].append(with_book(answers, run.task.kind, own, tuned[str(seed)]))
+                    asked = queries(own, answers.embedding, queries_in(backend.folder))
+                    outputs[OPEN_BOOK].append(with_book(answers, asked, run.task.kind, own, tuned[str(seed)]))
                 advance(sum(map(len, outputs.values())))
     return outputs
 
 
-def with_book(answers: Answers, kind: str, base: KnowledgeBase, tuned: dict[str, Any]) -> NDArray[Any]:
+def with_book(
+    answers: Answers, asked: NDArray[Any], kind: str, base: KnowledgeBase, tuned: dict[str, Any]
+) -> NDArray[Any]:
     """By exact search: an approximate index would add a difference of its own to what is reported."""
     retrieval = Retrieval.from_manifest(tuned["retrieval"])
-    return answer(outputs_of(answers, kind), answers.embedding, base, retrieval, search_of(base)).outputs
+    return answer(outputs_of(answers, kind), asked, base, retrieval, search_of(base)).outputs
 
 
 def describe(
