@@ -39,7 +39,7 @@ class Counting:
 
     name = "torch"
     max_length = READS
-    weights = None
+    weights = folder = None
 
     def __init__(self, labels: tuple[str, ...] | None = LABELS):
         self.about = About("classification" if labels else "regression", labels, "space")

@@ -144,7 +144,7 @@ def test_named_files_exist(page: Path) -> None:
 def test_recipes_in_the_pages_are_valid() -> None:
     shipped = yaml.safe_load((ROOT / "recipes" / "quickstart.yaml").read_text(encoding="utf-8"))
     found = [(page, block) for page in PAGES for block in blocks(page, "yaml")]
-    assert len(found) == 5
+    assert len(found) == 6
     for page, block in found:
         if page.stem == "task-agnostic":
             for task in yaml.safe_load(block):

@@ -69,7 +69,8 @@ def test_the_table_holds_what_the_tasks_report():
         kind: set(names) for kind, names in METRICS_OF_TASKS.items()
     }
     assert set(OF_KIND) == set(get_args(Kind))
-    assert set(METRICS) == {"accuracy", "f1", "matthews_correlation", "pearson", "spearmanr"}
+    one_label = {"accuracy", "f1", "matthews_correlation", "pearson", "spearmanr"}
+    assert set(METRICS) == one_label | {"micro_f1", "macro_f1", "subset_accuracy"}
 
 
 def test_f1_of_two_classes_is_of_class_one():
@@ -438,3 +439,36 @@ def test_differences_of_answers_are_bootstrapped_by_question():
     of_tags = paired_difference("entity_f1", [gold], [said], gold, draws=100, kind="token_classification")
     assert of_tags.mean == pytest.approx(1 - 2 * 20 / 80)
     assert of_tags.low < of_tags.mean < of_tags.high
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_metrics_of_several_labels_are_those_of_scikit_learn(seed):
+    random = np.random.default_rng(seed)
+    outputs, gold = random.random((40, 5)), random.integers(0, 2, (40, 5))
+    outputs[:, 4], gold[:, 4] = 0.1, 0  # a label that is neither told nor gold
+    told = outputs > 0.5
+    assert score("micro_f1", outputs, gold) == pytest.approx(sklearn.f1_score(gold, told, average="micro"))
+    wanted = sklearn.f1_score(gold, told, average="macro", zero_division=np.nan)
+    assert score("macro_f1", outputs, gold) == pytest.approx(wanted)
+    assert score("subset_accuracy", outputs, gold) == pytest.approx(sklearn.accuracy_score(gold, told))
+    assert agreement(outputs, gold.astype(float), "multi_label") == score("subset_accuracy", outputs, gold)
+
+
+def test_metrics_of_several_labels_by_hand():
+    outputs = np.array([[0.9, 0.4, 0.5], [0.6, 0.7, 0.1]])  # one half is not above it
+    gold = np.array([[1, 1, 0], [1, 0, 0]])
+    assert score("micro_f1", outputs, gold) == pytest.approx(2 * 2 / (3 + 3))
+    assert score("macro_f1", outputs, gold) == pytest.approx((1 + 0) / 2)
+    assert score("subset_accuracy", outputs, gold) == 0
+    nothing = np.zeros((2, 3))
+    assert [score(name, nothing, nothing.astype(int)) for name in ("micro_f1", "macro_f1", "subset_accuracy")] == [
+        0,
+        0,
+        1,
+    ]
+
+
+@pytest.mark.parametrize("gold", [np.array([0, 1]), np.array([[0, 2, 0], [1, 1, 1]]), np.zeros((2, 2), int)], ids=str)
+def test_gold_that_is_no_set_of_labels_is_refused(gold):
+    with pytest.raises(UsageError, match="a metric of several labels needs outputs and gold of 0 and 1 of one shape"):
+        score("micro_f1", np.full((2, 3), 0.5), gold)

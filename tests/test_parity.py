@@ -254,3 +254,12 @@ def test_scores_are_measured_in_standard_deviations(shift: float, told: str | No
 def test_cosines_are_of_rows_and_zero_equals_zero_only() -> None:
     one, two = np.array([[1.0, 0], [1, 1], [0, 0], [0, 0]]), np.array([[2.0, 0], [1, -1], [0, 0], [1, 0]])
     assert cosines(one, two).tolist() == [1, 0, 1, 0]
+
+
+def test_of_several_labels_every_decision_counts() -> None:
+    wanted, given = np.array([[1.0, -1], [1, 1]]), np.array([[1.0, 0.1], [1, 1]])
+    found = closeness(wanted, given, "multi_label")
+    assert found["agreement"] == 0.75
+    shift = 1 / (1 + np.exp(-0.1)) - 1 / (1 + np.exp(1))
+    assert found["worst_shift"] == pytest.approx(shift)
+    assert found["mean_shift"] == pytest.approx(shift / 4)

@@ -78,7 +78,10 @@ BAD: list[tuple[str, tuple[str, ...]]] = [
     ("student=null", ("student: None:",)),
     ("student=3", ("student: 3:",)),
     ("task.holdout=1", ("task.holdout: 1:", "less than 1")),
-    ("task.kind=ranking", ("task.kind: 'ranking':", "'classification', 'regression', 'multiple_choice'")),
+    (
+        "task.kind=ranking",
+        ("task.kind: 'ranking':", "'classification', 'regression', 'multi_label',"),
+    ),
     ("task.labels=[no, yes]", ("task.labels.0: False:", "YAML reads an unquoted yes, no", "quote it")),
     ("task.name=on", ("task.name: True:", "quote it if it is a word")),
     ("task.name=2024-01-01", ("task.name: datetime.date(2024, 1, 1):", "valid string")),

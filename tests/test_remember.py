@@ -162,7 +162,8 @@ def test_a_book_is_searched_by_words_and_compacted(without_teacher: Path) -> Non
     assert [(one.id, one.label, one.origin, one.weight) for one in found] == [
         ("a", "good", "remembered", 2), ("b", "bad", "remembered", 2),
     ]  # fmt: skip
-    assert (found[0].text, found[0].probability) == (NEW[0], 1)
+    assert (found[0].text, max(found[0].value.values())) == (NEW[0], 1)
+    assert found[0].told.endswith(" 1.00")
     assert book.find("t/train/7")[0].origin == "train"
     book.forget(["a"])
     edit = book.compact("fp16")

@@ -430,6 +430,19 @@ def test_the_card_of_a_packed_folder_names_it_and_claims_only_what_is_there() ->
 # Other tasks, and parts that are not there
 
 
+def test_several_labels_are_told_as_a_list() -> None:
+    report = report_of(kind="multi_label", metric="micro_f1")
+    one = {**example("plain"), "gold": ["joy", "fear"], "prediction": ["fear"], "alone": [], "right": False}
+    one |= {"decisive": False, "neighbours": [{**one["neighbours"][0], "label": ["joy", "anger"]}]}
+    report = replace(report, examples=[one])
+    page = " ".join(Page(html(report)).text.split())
+    assert "Predicted fear wrong gold label: joy, fear · without the book: no label" in page
+    assert "joy, anger" in page
+    assert "Predicted “fear”, wrong; gold “joy, fear”; without the book “no label”." in markdown(report)
+    assert "micro F1, points" in markdown(report)
+    assert "one of its labels" not in model_card(report)
+
+
 def test_regression_has_scores_instead_of_labels() -> None:
     models = [model(name, [0.8], 0.0, 4.0, 2.0, agreement=None) for name in ("teacher", "student-labels")]
     report = report_of(kind="regression", metric="pearson", labels=None, models=models, comparisons=[])

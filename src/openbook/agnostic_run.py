@@ -11,15 +11,25 @@ from typing import Any
 
 from openbook.agnostic import AgnosticRecipe, NamedStudent, TextSettings
 from openbook.checkpoint import building, fingerprint, is_fresh
-from openbook.config import Kind, TaskSettings
+from openbook.config import Kind, TaskSettings, UsageError
 from openbook.data.batches import Tokenised, tokenise
 from openbook.data.roles import Duplicates, near_duplicates
-from openbook.data.tasks import load_task
+from openbook.data.tasks import TaskData, load_task
 from openbook.models.student import load_tokenizer
 from openbook.types import Example
 from openbook.workspace import Workspace, tokenizer_digest
 
-task_of = cache(load_task)  # by settings: teacher, text and fine-tuning read the same rows
+
+@cache  # by settings: teacher, text and fine-tuning read the same rows
+def task_of(settings: TaskSettings) -> TaskData:
+    """A task that heads can be trained for. Raises UsageError for several labels a text, which have no head here."""
+    task = load_task(settings)
+    if task.kind == "multi_label":
+        raise UsageError(
+            f"tasks, {settings.name}: kind=multi_label is taught by a recipe for one task alone (it names `task`);"
+            " write one, or leave the task out"
+        )
+    return task
 
 
 @cache

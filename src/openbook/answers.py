@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from openbook.config import UsageError
+from openbook.config import THRESHOLD, UsageError
 
 Text = str | tuple[str, str]
 Texts = Text | Sequence[Text]
@@ -37,14 +37,35 @@ class Encoded:
 
 
 def outputs_of(answers: Answers, kind: str) -> NDArray[Any]:
-    """Probabilities (n, C), or scores (n, 1) in regression."""
-    return answers.logits if kind == "regression" else probabilities_of(answers.logits)
+    """Probabilities (n, C), of several labels each by itself; or scores (n, 1) in regression."""
+    return SAID[kind](answers.logits)
 
 
 def probabilities_of(logits: NDArray[Any]) -> NDArray[np.float64]:
     """Row-wise softmax in float64: (n, C) -> (n, C)."""
     powers = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
     return np.asarray(powers / powers.sum(1, keepdims=True))
+
+
+def label_probabilities_of(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """The logistic function of every logit by itself, in float64: (n, C) -> (n, C)."""
+    return np.asarray((1 + np.tanh(logits.astype(np.float64) / 2)) / 2)
+
+
+def _as_they_are(scores: NDArray[Any]) -> NDArray[Any]:
+    return scores
+
+
+SAID: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    "classification": probabilities_of,
+    "regression": _as_they_are,
+    "multi_label": label_probabilities_of,
+}  # what logits (n, C) say, by the kind of task
+
+
+def told(outputs: NDArray[Any], kind: str) -> NDArray[Any]:
+    """What outputs (n, C) name: classes (n,), or of several labels, which of them (n, C)."""
+    return outputs > THRESHOLD if kind == "multi_label" else outputs.argmax(axis=-1)
 
 
 def fields(row: Text) -> tuple[str, ...]:

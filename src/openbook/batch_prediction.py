@@ -23,6 +23,7 @@ from openbook.config import UsageError
 from openbook.data.records import Record, RecordFile, row_format
 from openbook.data.rowfiles import RowWriter, added_field, as_json
 from openbook.data.sources import require_column
+from openbook.keys import QUERIES
 
 if TYPE_CHECKING:
     from openbook.predictor import OpenBook
@@ -133,9 +134,11 @@ def added_columns(book: OpenBook, job: Job) -> dict[str, str]:
         raise UsageError("--explain: this student has no knowledge base, so there are no neighbours to show")
     if job.probabilities and book.labels is None:
         raise UsageError("--probabilities: this student gives scores; there are no classes with probabilities")
-    names = {"row": "int", "prediction": "float" if book.labels is None else "str", "truncated": "bool"}
+    several = book.kind == "multi_label"  # a list of labels, and a list of their probabilities
+    answer = "float" if book.labels is None else "json" if several else "str"
+    names = {"row": "int", "prediction": answer, "truncated": "bool"}
     if book.labels is not None:
-        names["probability"] = "float"
+        names["probability"] = "json" if several else "float"
         names |= {f"probability_{label}": "float" for label in book.labels if job.probabilities}
     if job.explain:
         names |= {"alone": names["prediction"], "neighbours": "json"}
@@ -153,7 +156,8 @@ def refuse_taken(records: RecordFile, job: Job, names: dict[str, str]) -> None:
 def made_from(book: OpenBook, model: Path, job: Job) -> dict[str, Any]:
     """All that the output depends on, as digests and plain values."""
     student, manifest = model / "student", model / "knowledge_base" / "manifest.json"
-    parts = [student / name for name in (*STUDENT, WEIGHTS[book.backend.name])]
+    own = [] if book.projection is None else [QUERIES]
+    parts = [student / name for name in (*STUDENT, WEIGHTS[book.backend.name], *own)]
     digests = [digest_file(path) if path.is_file() else "" for path in parts]
     options = {name: value for name, value in asdict(job).items() if name not in ("input", "output")}
     return {
@@ -252,7 +256,7 @@ def answered(book: OpenBook, window: Sequence[Record], job: Job) -> Told:
         [row.cut for row in encoded],
     ]
     if book.labels is not None:
-        columns.append([rounded(float(answer.max())) for answer in answers])
+        columns.append([rounded(chances_of(book, answer)) for answer in answers])
         for place in range(len(book.labels) if job.probabilities else 0):
             columns.append([rounded(float(answer[place])) for answer in answers])
     if job.explain:
@@ -279,7 +283,17 @@ def text_of(record: Record, job: Job) -> Text:
     return first if job.text_pair is None else (first, record.values[job.text_pair])
 
 
+def chances_of(book: OpenBook, answer: Any) -> float | list[float]:
+    """The probability of what is told, or of each of several labels in their order."""
+    told = book.name(answer)
+    if isinstance(told, list) and book.labels is not None:
+        return [float(answer[book.labels.index(name)]) for name in told]
+    return float(answer.max())
+
+
 def rounded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
     return round(value, DIGITS) if isinstance(value, float) else value
 
 

@@ -105,7 +105,7 @@ def consult(run: Run, heard: Heard, how: BookReading, seed: int, teacher: NDArra
 def judged(run: Run, told: NDArray[Any], gold: NDArray[Any], teacher: NDArray[Any]) -> dict[str, Any]:
     return {
         "scores": {metric: score(metric, told, gold) for metric in run.task.metrics},
-        "agreement": None if run.kind == "regression" else agreement(told, teacher),
+        "agreement": None if run.kind == "regression" else agreement(told, teacher, run.kind),
     }
 
 

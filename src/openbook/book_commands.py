@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -176,7 +176,15 @@ def told(edit: Any, what: str) -> None:
 
 def in_words(predictor: Any, labels: list[Any] | None, file: Path | None) -> list[Any] | None:
     """Labels as the student names them: a file may have numbers for names. Raises UsageError for others in a file."""
-    if labels is None or file is None:
+    if labels is None:
+        return None
+    if predictor.kind == "multi_label":
+        where = "label {}" if file is None else f"the label in row {{}} of {file}"
+        return [
+            set_of_names(label, where.format(place + (file is not None)), predictor.labels)
+            for place, label in enumerate(labels)
+        ]
+    if file is None:
         return labels
     from openbook.predictor import score_of
 
@@ -187,6 +195,15 @@ def in_words(predictor: Any, labels: list[Any] | None, file: Path | None) -> lis
             known = ", ".join(predictor.labels)
             raise UsageError(f"the label in row {place + 1} of {file} is {label!r}; the student knows {known}")
     return [str(label) for label in labels]
+
+
+def set_of_names(label: Any, where: str, known: Sequence[str]) -> list[str]:
+    from openbook.data.label_sets import names_in
+
+    try:
+        return names_in(label, known)
+    except ValueError as error:
+        raise UsageError(f"{where} is {label!r}, which {error}") from None
 
 
 def show_tuned(predictor: Any, file: Path, rows: list[Any], labels: list[Any] | None) -> None:
@@ -206,8 +223,7 @@ def show_entries(base: Any, words: str) -> None:
 
     shown = Table("id", "label", "origin", "text")
     for one in entries_with(base, words):
-        label = f"{one.label:.3g}" if one.probability is None else f"{one.label} {one.probability:.2f}"
-        shown.add_row(*map(Text, (one.id, label, one.origin, one.text)))  # nobody's brackets are markup
+        shown.add_row(*map(Text, (one.id, one.told, one.origin, one.text)))  # nobody's brackets are markup
     console.print(shown)
 
 

@@ -15,7 +15,7 @@ from rich.markup import escape
 from openbook.answers import outputs_of
 from openbook.book_arms import READING, SPLITS, Heard, consult
 from openbook.checkpoint import fingerprint, link, read_json, write_json
-from openbook.config import FileSource
+from openbook.config import FileSource, UsageError
 from openbook.console import console
 from openbook.courses import CORPUS, TEACHER, Course, courses, reads_corpus
 from openbook.grid import Cell, Grid, Rates, cell
@@ -79,6 +79,10 @@ def key_of(experiment: Experiment, one: Cell) -> str:
 def prepare(experiment: Experiment, one: Cell) -> None:
     """Bring the stages before the trainings up to date; what several arms share is built once and linked."""
     run = experiment.run_of(one)
+    if run.kind == "multi_label":
+        raise UsageError(f"{one.task}: an experiment has no measures for task.kind=multi_label; run its recipe alone")
+    if one.recipe.student.projection == "linear" and experiment.grid.readers_of(one):
+        raise UsageError(f"{one.arm}: arms that open a book ask it by the pooled vector; set student.projection: none")
     run.folder.mkdir(parents=True, exist_ok=True)
     for name in SHARED:
         (experiment.root / "store" / name).mkdir(parents=True, exist_ok=True)
@@ -156,7 +160,7 @@ def judged(run: Run, seed: int) -> dict[str, Any]:
     return {
         "holdout": read_json(folder / "scores.json")["holdout"],
         "scores": {metric: score(metric, said, heard.labels) for metric in run.task.metrics},
-        "agreement": None if run.task.kind == "regression" else agreement(said, theirs),
+        "agreement": None if run.kind == "regression" else agreement(said, theirs, run.kind),
         "steps": {stage: row["step"] for stage, row in last.items()},
         "tokens": {course.name: read_in(run, course) for course in courses(run, CORPUS)},
         "final_terms": {

@@ -6,12 +6,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-WholeKind = Literal["classification", "regression"]  # one answer a text, or pair: what a recipe for one task is about
+# one answer a text, or pair: what a recipe for one task is about; of `multi_label`, any number of the labels
+WholeKind = Literal["classification", "regression", "multi_label"]
 Kind = Literal[WholeKind, "multiple_choice", "span_extraction", "token_classification"]
 Format = Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "text"]
 Positive = Annotated[int, Field(gt=0, strict=True)]
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+
+THRESHOLD = 0.5  # above it a label of several is told
 
 
 class UsageError(ValueError):
@@ -141,7 +144,11 @@ class TaskSettings(Settings):
     options: str | tuple[str, ...] | None = Field(
         None, description="of a multiple choice: the column that lists the options, or one column for each"
     )
-    label: str | None = Field(None, description="column of the label, target, right option, answers, or list of tags")
+    label: str | None = Field(
+        None,
+        description="column of the label, target, right option, answers, or list of tags; of several labels (a list,"
+        " or text such as `joy|anger`)",
+    )
     labels: tuple[str, ...] | None = Field(None, description="label names in index order; else read from train")
     metric: str | None = Field(None, description="what scores are reported in; see `metrics.METRICS`")
     train: Source | None = Field(None, description="labelled rows")
@@ -303,6 +310,15 @@ class StudentSettings(Shape):
         description="`projected`: the teacher's word embeddings, by principal components; `distilled`: its answers to"
         " every word alone, likewise (as in model2vec)",
     )
+    projection: Literal["none", "linear"] = Field(
+        "none",
+        description="`linear`: what `terms.neighbours` compares with the teacher's keys, and what a book of"
+        " `knowledge_base.keys: teacher` is asked by, is a learned map of the pooled vector; labels read the vector",
+    )
+
+    def told(self) -> dict[str, Any]:
+        """As JSON; without a projection where there is none, since older runs knew no such key."""
+        return self.model_dump(mode="json", exclude={"projection"} if self.projection == "none" else None)
 
 
 class Terms(Settings):

@@ -164,7 +164,7 @@ def describe(experiment: Experiment) -> None:
         "tasks": tasks,
         "arms": {name: {"title": arm.title, "tasks": grid.tasks_of(name)} for name, arm in grid.arms.items()},
         "budget": {"tokens": recipe.corpus.budget_tokens, "training_tokens": recipe.distill.corpus.optim.tokens},
-        "student": recipe.student.model_dump(mode="json"),
+        "student": recipe.student.told(),
         "machine": {
             "cores": os.cpu_count(),
             "processor": platform.processor() or platform.machine(),

@@ -17,6 +17,9 @@ STEPS = {
 METRICS = {
     "f1": "F1",
     "matthews_correlation": "Matthews correlation",
+    "micro_f1": "micro F1",
+    "macro_f1": "macro F1",
+    "subset_accuracy": "accuracy of whole sets",
     "pearson": "Pearson correlation",
     "spearmanr": "Spearman correlation",
 }

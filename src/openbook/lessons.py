@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from openbook.checkpoint import fingerprint
-from openbook.config import Terms, UsageError
-from openbook.courses import Course, needs_teacher, trainings
+from openbook.config import Terms, UsageError, WholeKind
+from openbook.courses import CORPUS, Course, needs_teacher, outline, trainings
 from openbook.distillation.mapping import copied_layers
 from openbook.distillation.objective import Objective
 from openbook.distillation.teachers import LiveTeacher, RecordedTeacher, silent
@@ -44,7 +45,8 @@ def objective_for(run: Run, terms: Terms, keys: tuple[Tensor, Tensor] | None) ->
     reads_all = terms.neighbours > 0 and terms.neighbours_scope == "knowledge_base"
     base = training_base(run, outputs_folder(run)) if reads_all else None
     entries = None if base is None else (torch.from_numpy(base.keys), base.ids)
-    return Objective(terms, student_widths(run), teacher_widths(run), run.kind, keys, entries)
+    projected = run.recipe.student.projection == "linear"
+    return Objective(terms, student_widths(run), teacher_widths(run), run.kind, keys, entries, projected)
 
 
 def blank_objective(run: Run, terms: Terms) -> Objective:
@@ -74,10 +76,11 @@ def training_base(run: Run, outputs: Path, temperature: float = 1.0) -> Knowledg
 
 
 def gold_values(run: Run) -> NDArray[np.float32]:
-    """Gold labels of the training rows as values: one-hot (n, C), in regression the scores (n, 1)."""
+    """Gold labels of the training rows as values: 1 for those that apply (n, C), in regression the scores (n, 1)."""
     gold = np.array([example.label for example in run.task.train])
-    told = gold[:, None] if run.task.labels is None else np.eye(len(run.task.labels))[gold]
-    return told.astype(np.float32)
+    values = gold[:, None] if run.kind == "regression" else gold
+    values = np.eye(len(run.task.labels or ()))[gold] if run.kind == "classification" else values
+    return values.astype(np.float32)
 
 
 def joined(example: Example) -> str:
@@ -121,7 +124,7 @@ def after_retrieval(run: Run, terms: Terms, teacher: Teacher) -> Teacher:
         base, base.keys, 1 - terms.retrieved_share, terms.retrieved_k, terms.retrieved_temperature,
         lambda queries, k, exclude: found.top(k),
     )  # fmt: skip
-    logits = torch.from_numpy(targets if run.kind == "regression" else np.log(np.maximum(targets, SMALLEST)))
+    logits = torch.from_numpy(LOGITS[run.kind](targets))
     rows = {name: row for row, name in enumerate(base.ids)}
 
     def tell(batch: Batch) -> Outputs:
@@ -129,6 +132,17 @@ def after_retrieval(run: Run, terms: Terms, teacher: Teacher) -> Teacher:
         return replace(said, logits=logits[[rows[name] for name in batch.ids]].to(said.logits))
 
     return tell
+
+
+def _logarithms(probabilities: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(np.log(np.maximum(probabilities, SMALLEST)))
+
+
+LOGITS: dict[WholeKind, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    "classification": _logarithms,
+    "regression": lambda scores: scores,
+    "multi_label": lambda chances: _logarithms(chances) - _logarithms(1 - chances),
+}  # what a teacher would have to say for it to mean these values (n, C)
 
 
 def recorded_neighbours(run: Run) -> Hits:
@@ -171,6 +185,7 @@ def check_lessons(run: Run) -> None:
                 f"={run.recipe.student.tokenizer!r} differs from the teacher's; remove student.tokenizer or these terms"
             )
     check_projection(run)
+    check_own_projection(run)
     check_start(run)
 
 
@@ -207,6 +222,16 @@ def check_projection(run: Run) -> None:
         raise UsageError(
             f"knowledge_base.projection.kind={projection.kind} needs {wish}, but student.hidden_size={ours} and the"
             f" teacher's width is {theirs}; change it, or take kind: supcon or random"
+        )
+
+
+def check_own_projection(run: Run) -> None:
+    """The student's own map has something to learn from."""
+    taught = [course.training.terms.neighbours for course in outline(run.recipe, CORPUS)]
+    if run.recipe.student.projection == "linear" and not any(taught):
+        raise UsageError(
+            "student.projection=linear is learned by terms.neighbours, and no course of the student has it; set"
+            " distill.task.terms.neighbours, or student.projection: none"
         )
 
 

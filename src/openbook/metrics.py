@@ -2,7 +2,8 @@
 
 Outputs are what a model says: probabilities (n, C), of an absent option 0; or scores (n, 1) in regression; or an array
 (n,) of objects, the answers of span extraction as strings and the tags of token classification as sequences of strings.
-Gold is then an array (n,) of sequences too: all answers that count as right, or the tags. Scores are fractions.
+Gold is then an array (n,) of sequences too: all answers that count as right, or the tags; of several labels a text, it
+is (n, C), 1 where a label applies, and labels above 0.5 are told. Scores are fractions.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.special import rel_entr
 from scipy.stats import binomtest, rankdata
 
-from openbook.config import Kind, UsageError
+from openbook.config import THRESHOLD, Kind, UsageError
 
 Array = NDArray[Any]
 Rows = tuple[Array, ...]  # each (n, ...): what a metric needs to know of every example
@@ -149,6 +150,15 @@ def _check_scores(outputs: Array, gold: Array) -> None:
         raise UsageError(f"a regression metric needs outputs of one column, but they have {outputs.shape[1]}")
 
 
+def _check_sets(outputs: Array, gold: Array) -> None:
+    _check_rows(outputs, gold)
+    if outputs.shape != gold.shape or not np.isin(gold, (0, 1)).all():
+        raise UsageError(
+            f"a metric of several labels needs outputs and gold of 0 and 1 of one shape, but they are {outputs.shape}"
+            f" and {gold.shape}; check task.kind and the label names"
+        )
+
+
 def _check_rows(outputs: Array, gold: Array) -> None:
     if outputs.ndim != 2 or len(gold) == 0 or len(outputs) != len(gold):
         raise UsageError(f"outputs of shape {outputs.shape} cannot be judged by gold of shape {gold.shape}")
@@ -221,6 +231,29 @@ def _mean(values: Array) -> float:
     return float(values.mean())
 
 
+def _hits(outputs: Array, gold: Array) -> Rows:
+    """Which labels are right, and which are told or gold, counted twice where both (n, C)."""
+    told, true = outputs > THRESHOLD, gold > 0
+    return told & true, told.astype(np.int64) + true
+
+
+def _micro(right: Array, named: Array) -> float:
+    """2 TP / (told + gold) over all labels of all texts, 0 without any."""
+    return float(2 * right.sum() / max(1, named.sum()))
+
+
+def _macro(right: Array, named: Array) -> float:
+    """The mean of that over the labels that occur, told or gold."""
+    occurrences = named.sum(axis=0)
+    scores = 2 * right.sum(axis=0)[occurrences > 0] / occurrences[occurrences > 0]
+    return float(scores.mean()) if len(scores) else 0.0
+
+
+def _whole_sets(outputs: Array, gold: Array) -> Rows:
+    """Whether all labels of a text are told, and no other."""
+    return (((outputs > THRESHOLD) == (gold > 0)).all(axis=1),)
+
+
 OF_KIND: dict[Kind, dict[str, Metric]] = {
     "classification": {
         "accuracy": Metric(_check_classes, accuracy),
@@ -230,6 +263,11 @@ OF_KIND: dict[Kind, dict[str, Metric]] = {
     "regression": {
         "pearson": Metric(_check_scores, pearson),
         "spearmanr": Metric(_check_scores, spearmanr),
+    },
+    "multi_label": {
+        "micro_f1": Metric(_check_sets, _micro, _hits),
+        "macro_f1": Metric(_check_sets, _macro, _hits),
+        "subset_accuracy": Metric(_check_sets, _mean, _whole_sets),
     },
     "multiple_choice": {"accuracy": Metric(_check_classes, accuracy)},
     "span_extraction": {
@@ -241,11 +279,11 @@ OF_KIND: dict[Kind, dict[str, Metric]] = {
         "accuracy": Metric(_check_tags, _share_of_counts, lambda tags, gold: (_tag_counts(tags, gold),)),
     },
 }
-METRICS = OF_KIND["classification"] | OF_KIND["regression"]  # of texts with one label each
+METRICS = OF_KIND["classification"] | OF_KIND["regression"] | OF_KIND["multi_label"]  # of whole texts
 
 
 def metric_of(name: str, kind: Kind | None = None) -> Metric:
-    """The metric of that name for a kind of task; without one, for classes and scores. Raises UsageError if unknown."""
+    """The metric of that name for a kind of task; without one, for whole texts. Raises UsageError if unknown."""
     known = METRICS if kind is None else OF_KIND[kind]
     if name not in known:
         raise UsageError(f"metric {name!r} is unknown; choose one of {', '.join(known)}")
@@ -259,9 +297,11 @@ def score(name: str, outputs: Array, gold: Array, kind: Kind | None = None) -> f
     return metric.function(outputs, gold)
 
 
-def agreement(student: Array, teacher: Array) -> float:
-    """Share of examples for which student and teacher name the same class. Both (n, C)."""
+def agreement(student: Array, teacher: Array, kind: Kind = "classification") -> float:
+    """Share of examples for which student and teacher name the same class, or the same labels. Both (n, C)."""
     _check_pair(student, teacher)
+    if kind == "multi_label":
+        return float(((student > THRESHOLD) == (teacher > THRESHOLD)).all(axis=1).mean())
     return float(np.mean(student.argmax(axis=1) == teacher.argmax(axis=1)))
 
 

@@ -22,6 +22,7 @@ from openbook.backends.base import BackendName
 from openbook.backends.onnx import EXPORT, FILES, RECORD, TORCH_WEIGHTS, checked
 from openbook.checkpoint import digest_file, exchange, finish_renaming, partial_folder, read_json, sync, write_json
 from openbook.config import RunError, UsageError
+from openbook.keys import QUERIES
 from openbook.knowledge_base import store
 from openbook.knowledge_base.manifest import dtype_of
 from openbook.markdown import environment
@@ -164,6 +165,7 @@ def put_student(student: Path, target: Path, choices: Choices) -> list[str]:
     """The files a loader reads, and the exports; nothing that only training needs."""
     names = [*STUDENT, *(name for name in OPTIONAL if (student / name).is_file())]
     names += [TORCH_WEIGHTS] if choices.torch_weights else []
+    names += [QUERIES] if (student / QUERIES).is_file() else []
     target.mkdir()
     for name in names:
         shutil.copyfile(student / name, target / name)

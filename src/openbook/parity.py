@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openbook.answers import Answers, Encoded, probabilities_of
+from openbook.answers import SAID, Answers, Encoded, told
 from openbook.config import RunError
 
 TOLERANCE = 1e-4  # of logits and embeddings in fp32; relative to the largest number of a batch, where that is above 1
 SHIFTS = {  # of int8: on average, and at most
     "classification": (0.02, 0.35),  # of probabilities
+    "multi_label": (0.02, 0.35),
     "regression": (0.1, 1.0),  # of scores, in standard deviations of torch's
 }
 MEAN_COSINE, WORST_COSINE = 0.99, 0.9  # between the embeddings of int8 and torch: they are what the book is asked by
@@ -145,14 +146,15 @@ def prove_close(
 
 
 def closeness(wanted: Floats, given: Floats, kind: str) -> dict[str, float]:
-    """Of logits (n, C): the share of equal classes, and how far probabilities move.
+    """Of logits (n, C): the share of equal classes (of several labels: of equal decisions), and how far probabilities
+    move.
 
     Of scores (n, 1): their correlation, and how far they move in standard deviations. Scores that are all alike
     correlate if they stay so.
     """
-    if kind == "classification":
-        before, after = probabilities_of(wanted), probabilities_of(given)
-        agreement = float((before.argmax(axis=1) == after.argmax(axis=1)).mean())
+    if kind != "regression":
+        before, after = SAID[kind](wanted), SAID[kind](given)
+        agreement = float((told(before, kind) == told(after, kind)).mean())
         shift = np.abs(before - after)
     else:
         varies = wanted.std() > 0 and given.std() > 0

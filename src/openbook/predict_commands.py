@@ -120,7 +120,7 @@ def as_pair(line: str, place: int) -> tuple[str, str]:
 def predictions(book: Any, rows: list[Any], explain: bool, leave_out: bool) -> list[dict[str, Any]]:
     answers, chances = book.predict(rows, leave_out), book.predict_proba(rows, leave_out)
     records = [
-        {"prediction": answer, "probability": None if book.labels is None else float(chance.max())}
+        {"prediction": answer, "probability": chance_of(book, answer, chance)}
         for answer, chance in zip(answers, chances, strict=True)
     ]
     if explain:
@@ -130,10 +130,21 @@ def predictions(book: Any, rows: list[Any], explain: bool, leave_out: bool) -> l
     return records
 
 
+def chance_of(book: Any, answer: Any, chances: Any) -> float | dict[str, float] | None:
+    """The probability of an answer, or of each of several labels that are told; scores have none."""
+    if isinstance(answer, list):
+        return {name: float(chances[book.labels.index(name)]) for name in answer}
+    return None if book.labels is None else float(chances.max())
+
+
 def show_prediction(line: str, record: dict[str, Any]) -> None:
-    chance = "" if record["probability"] is None else f"{record['probability']:.2f}"
-    answer = record["prediction"]
-    typer.echo(f"{answer if isinstance(answer, str) else round(answer, 3)}\t{chance}\t{line}")
+    answer, chance = record["prediction"], record["probability"]
+    if isinstance(answer, list):
+        told, shown = ", ".join(answer), ", ".join(f"{one:.2f}" for one in chance.values())
+    else:
+        told = answer if isinstance(answer, str) else str(round(answer, 3))
+        shown = "" if chance is None else f"{chance:.2f}"
+    typer.echo(f"{told}\t{shown}\t{line}")
     for neighbour in record.get("neighbours", ()):
         console.print(
             f"    {neighbour['weight']:.2f}  similarity {neighbour['similarity']:.2f}  {neighbour['text']}",

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from openbook.answers import Answers, Encoded, Text, Texts, as_rows, joined, outputs_of
 from openbook.backends.base import BACKENDS, Backend, BackendName
 from openbook.book_teacher import BookTeacher
-from openbook.config import UsageError
-from openbook.keys import values_of
+from openbook.config import THRESHOLD, UsageError
+from openbook.keys import queries_in, save_queries, values_of
 from openbook.knowledge_base import editing, store
 from openbook.knowledge_base.answering import answer
 from openbook.knowledge_base.editing import Difference, Edit
@@ -24,7 +24,7 @@ from openbook.knowledge_base.interpolate import Evidence, evidence
 from openbook.knowledge_base.search import normalise
 from openbook.knowledge_base.shelf import Book, Shelf, build_index
 from openbook.loading import load, student_in, usual_backend
-from openbook.student_keys import is_by_student, rekeyed, space
+from openbook.student_keys import is_by_student, queries, rekeyed, space
 from openbook.types import KnowledgeBase
 
 if TYPE_CHECKING:
@@ -33,13 +33,16 @@ if TYPE_CHECKING:
 REMEMBERED = "remembered"  # the origin of entries that were added to a finished book
 
 
+Named = str | float | list[str]  # a label; in regression the score; of several labels those that are told
+
+
 @dataclass(frozen=True)
 class Explanation:
     """An answer with the arithmetic behind it: the contributions in `evidence` sum to the answer's probability."""
 
     text: Text
-    prediction: str | float
-    alone: str | float  # what the student says without its book
+    prediction: Named
+    alone: Named  # what the student says without its book
     evidence: Evidence
 
 
@@ -57,6 +60,7 @@ class OpenBook:
         self._teacher: BookTeacher | None = None
         self.kind, self.labels = backend.about.kind, backend.about.labels
         self.key_space = backend.about.key_space
+        self.projection = queries_in(backend.folder)
         _ = self.book
 
     @property
@@ -104,17 +108,24 @@ class OpenBook:
 
     def save_pretrained(self, folder: str | Path) -> None:
         self.backend.save(Path(folder) / "student")
+        save_queries(Path(folder) / "student", self.projection)
         if self.base is not None:
             store.save(self.base, Path(folder) / "knowledge_base")
 
     def predict(self, texts: Texts, leave_out: LeaveOut = False) -> Any:
-        """The label name (regression: the score) of one text, or a list of them for a list."""
+        """The label name of one text, or a list of them for a list; in regression the score.
+
+        Of several labels it is the list of those above 0.5, the most probable first, which may be empty.
+        """
         rows, single = as_rows(texts)
         answers = [self.name(row) for row in self.answer(self.encode(rows), hiding(joined(rows), leave_out))]
         return answers[0] if single else answers
 
     def predict_proba(self, texts: Texts, leave_out: LeaveOut = False) -> NDArray[np.float64]:
-        """Probabilities in the order of `labels`: (C,) for one text, (n, C) for a list. Regression: scores, C = 1."""
+        """Probabilities in the order of `labels`: (C,) for one text, (n, C) for a list. Regression: scores, C = 1.
+
+        Of several labels each has its own, and they need not sum to 1.
+        """
         rows, single = as_rows(texts)
         answers = self.answer(self.encode(rows), hiding(joined(rows), leave_out))
         return np.asarray(answers[0] if single else answers)
@@ -139,24 +150,27 @@ class OpenBook:
         if book is None:
             return outputs
         exclude = None if hidden is None else hidden(book.base)
-        return answer(outputs, heard.embedding, book.base, book.retrieval, book.index.search, exclude).outputs
+        asked = queries(book.base, heard.embedding, self.projection)
+        return answer(outputs, asked, book.base, book.retrieval, book.index.search, exclude).outputs
 
     def evidence(self, encoded: Sequence[Encoded], hidden: Hidden | None = None) -> list[Evidence]:
         """Answers to encoded rows with the neighbours they are made of. Raises UsageError without a book."""
         book = self._opened()
         heard, how = self.backend.run(encoded), book.retrieval
-        outputs, exclude = outputs_of(heard, self.kind), None if hidden is None else hidden(book.base)
+        outputs, asked = outputs_of(heard, self.kind), queries(book.base, heard.embedding, self.projection)
+        exclude = None if hidden is None else hidden(book.base)
         if how.opens_book:
-            told = answer(outputs, heard.embedding, book.base, how, book.index.search, exclude)
+            told = answer(outputs, asked, book.base, how, book.index.search, exclude)
             hits, betas = told.hits, told.betas
         else:  # asked for, it is searched
-            hits, betas = book.index.search(heard.embedding, how.top_k, exclude), np.ones(len(encoded))
+            hits, betas = book.index.search(asked, how.top_k, exclude), np.ones(len(encoded))
         return evidence(book.base, hits, outputs, how.temperature, betas)
 
     def remember(self, texts: Texts, labels: Any = None, ids: Sequence[str] | None = None, weight: float = 1.0) -> Edit:
         """Add texts to the book: from the next prediction on they are looked up. Nothing is trained.
 
-        `labels` are a person's: names, or scores in regression, one for each text (for one text, one label). Without
+        `labels` are a person's: names, lists of names where several may apply, or scores in regression, one for each
+        text (for one text, one label). Without
         them, what the teacher says is kept. Entries are found as those of the book are: by the student's own embedding,
         or by the teacher's. Each counts as much as `weight` others that are equally near: a correction among many that
         say otherwise needs more than 1. Raises UsageError, and changes nothing, for unknown labels, ids or texts that
@@ -259,25 +273,28 @@ class OpenBook:
             raise UsageError(f"metric={name!r} is unknown in {self.kind}; choose from {', '.join(known)}")
         rows, _ = as_rows(texts)
         values, heard = self.values(labels, len(rows)), self.read(rows)
-        gold = values[:, 0] if self.labels is None else values.argmax(axis=1)
-        outputs = outputs_of(heard, self.kind)
-        judge = known[name].function
-        tuned = rules.tuned(joined(rows), gold, outputs, heard.embedding, base, judge, self.kind, reported_split)
+        gold = {"regression": values[:, 0], "multi_label": values}.get(self.kind, values.argmax(axis=1))
+        outputs, asked = outputs_of(heard, self.kind), queries(base, heard.embedding, self.projection)
+        tuned = rules.tuned(joined(rows), gold, outputs, asked, base, known[name].function, self.kind, reported_split)
         tuned_on = f"{len(rows)} texts of one's own{', some of the reported split' * tuned.on_reported_split}"
         editing.settle(folder, tuned.retrieval.to_manifest(), tuned_on)
         return tuned
 
     def values(self, labels: Sequence[Any], count: int) -> NDArray[np.float32]:
-        """A person's labels as an entry's values: one-hot (n, C), or scores (n, 1)."""
+        """A person's labels as an entry's values: 1 for those that apply (n, C), or scores (n, 1)."""
         if isinstance(labels, str) or len(labels) != count:
             raise UsageError(f"there are {count} texts or ids; give as many labels, not {labels!r}")
         if self.labels is None:
             scores = [score_of(label, f"label {place}") for place, label in enumerate(labels)]
             return np.array(scores, np.float32)[:, None]
+        values = np.zeros((count, len(self.labels)), np.float32)
         for place, label in enumerate(labels):
-            if label not in self.labels:
-                raise UsageError(f"label {place} is {label!r}; the student knows {', '.join(self.labels)}")
-        return np.eye(len(self.labels), dtype=np.float32)[[self.labels.index(label) for label in labels]]
+            several = self.kind == "multi_label" and isinstance(label, list | tuple)
+            for name in label if several else [label]:
+                if name not in self.labels:
+                    raise UsageError(f"label {place} is {name!r}; the student knows {', '.join(self.labels)}")
+                values[place, self.labels.index(name)] = 1
+        return values
 
     def teacher(self) -> OpenBook | None:
         """The teacher whose keys the book has, if its folder is beside the student's."""
@@ -323,8 +340,12 @@ class OpenBook:
         """The student's own logits and pooled vectors."""
         return self.backend.run(self.encode(rows))
 
-    def name(self, answer: NDArray[Any]) -> str | float:
-        return float(answer[0]) if self.labels is None else self.labels[int(answer.argmax())]
+    def name(self, answer: NDArray[Any]) -> Named:
+        if self.labels is None:
+            return float(answer[0])
+        if self.kind == "multi_label":
+            return [self.labels[place] for place in np.argsort(-answer, kind="stable") if answer[place] > THRESHOLD]
+        return self.labels[int(answer.argmax())]
 
 
 def base_of(book: KnowledgeBase | str | Path) -> KnowledgeBase:

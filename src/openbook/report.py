@@ -73,7 +73,13 @@ INPUTS = {
     },
 }  # whether it reads pairs -> how a text is given
 VERSIONS = ("python", "openbook", "torch", "transformers")  # that a stranger may need
-HUB_METRICS = {"pearson": "pearsonr"}  # where the Hub's name is not ours
+HUB_METRICS = {
+    "pearson": "pearsonr",
+    "micro_f1": "f1",
+    "macro_f1": "f1",
+    "subset_accuracy": "accuracy",
+}  # where the Hub's name is not ours
+NO_LABEL = "no label"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -304,8 +310,10 @@ def _environment(html: bool) -> Environment:
     return made
 
 
-def _label(value: str | float | None) -> str:
-    """A class name, or a score of a regression."""
+def _label(value: str | float | list[str] | None) -> str:
+    """A class name, the names of several labels, or a score of a regression."""
+    if isinstance(value, list):
+        return ", ".join(value) or NO_LABEL
     return NOTHING if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
 
 

@@ -1,15 +1,18 @@
-"""Books that are found by their student's own embeddings, rather than by what its teacher makes of a text."""
+"""What a student asks its book by, and books whose keys are its own embeddings rather than its teacher's."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from openbook.answers import Text
 from openbook.backends.base import Backend
 from openbook.checkpoint import fingerprint
 from openbook.config import UsageError
+from openbook.keys import Map
 from openbook.knowledge_base.search import normalise
 from openbook.types import KnowledgeBase
 
@@ -18,6 +21,19 @@ STUDENT = "student"  # what a manifest says of such keys
 
 def is_by_student(base: KnowledgeBase) -> bool:
     return bool(base.manifest.get("keyed_by") == STUDENT)
+
+
+def queries(base: KnowledgeBase, embedding: NDArray[Any], own: Map | None) -> NDArray[Any]:
+    """What a student asks this book by: its embedding (n, d), or its own projection of it where keys are a teacher's.
+
+    Raises UsageError for a projection of another width.
+    """
+    if own is None or is_by_student(base):
+        return embedding
+    weight, bias = own
+    if weight.shape[1] != embedding.shape[1]:
+        raise UsageError(f"the student's projection reads {weight.shape[1]} numbers, and it tells {embedding.shape[1]}")
+    return embedding @ weight.T + bias
 
 
 def space(backend: Backend, otherwise: str) -> str:

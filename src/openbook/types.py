@@ -29,7 +29,8 @@ class Example:
     id: str
     text: str
     text_pair: str | None = None
-    # class or option index, regression target, answer in `text_pair` (no answer: None), one tag a word; or unknown
+    # class or option index, regression target, answer in `text_pair` (no answer: None), one tag a word; of several
+    # labels, for each whether it applies (1 or 0); or unknown
     label: int | float | Span | tuple[int, ...] | None = None
     options: tuple[str, ...] = ()  # of a multiple choice: what may follow `text`
     words: tuple[str, ...] = ()  # of token classification: what `text` is made of
@@ -44,8 +45,9 @@ class Batch:
     input_ids: Tensor  # (B, L) int64
     attention_mask: Tensor  # (B, L) int64, 1 = real token
     token_type_ids: Tensor  # (B, L) int64, 1 = second text
-    # (B,) int64 classes or float32 targets; tags (B, L), -100 where none; of a multiple choice (B, 2): question of the
-    # batch, whether right; of spans (B, 4): first and last token of the answer, then of the passage
+    # (B,) int64 classes or float32 targets; of several labels (B, C), 1 where it applies; tags (B, L), -100 where none;
+    # of a multiple choice (B, 2): question of the batch, whether right; of spans (B, 4): first and last token of the
+    # answer, then of the passage
     labels: Tensor | None = None
     task: str = ""  # whose head answers, where a model has several
 
@@ -96,7 +98,7 @@ class KnowledgeBase:
     """What the teacher said about texts the student may look up. Row i of every field belongs to the same text."""
 
     keys: NDArray[np.float32]  # (M, d) unit vectors; (M, r) where there is a basis
-    values: NDArray[np.float32]  # (M, C) soft labels; (M, 1) scores in regression
+    values: NDArray[np.float32]  # (M, C) soft labels, of several labels each by itself; (M, 1) scores in regression
     ids: tuple[str, ...]
     texts: tuple[str, ...]  # a pair is stored as its two texts joined by a tab
     manifest: Mapping[str, Any]

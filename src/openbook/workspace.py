@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from transformers import AutoConfig
@@ -24,6 +24,7 @@ from openbook.recipe import dump_recipe
 from openbook.types import Example
 
 RUN_FILE = "run.yaml"
+WHOLE_KINDS: tuple[WholeKind, ...] = get_args(WholeKind)
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,13 @@ class Run(Workspace):
     @property
     def kind(self) -> WholeKind:
         """Raises UsageError for a kind that only task-agnostic students can be fine-tuned to."""
-        if self.task.kind != "classification" and self.task.kind != "regression":
+        kind = next((kind for kind in WHOLE_KINDS if kind == self.task.kind), None)
+        if kind is None:
             raise UsageError(
-                f"task.kind={self.task.kind}: a recipe for one task teaches classification and regression; for other"
-                " kinds distil task-agnostic students (a recipe with `students`), and fine-tune those"
+                f"task.kind={self.task.kind}: a recipe for one task teaches classification, regression and multi_label;"
+                " for other kinds distil task-agnostic students (a recipe with `students`), and fine-tune those"
             )
-        return self.task.kind
+        return kind
 
     @cached_property
     def other_task(self) -> TaskData:
@@ -138,7 +140,7 @@ class Run(Workspace):
 
     @cached_property
     def head(self) -> Head:
-        return Head(self.task.labels)
+        return Head(self.task.labels, self.task.kind == "multi_label")
 
     @cached_property
     def tokenizer(self) -> Any:

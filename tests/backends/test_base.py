@@ -92,6 +92,8 @@ def test_a_configuration_tells_kind_labels_and_book() -> None:
     told = about({"id2label": {"1": "good", "0": "bad", "10": "eleventh", "2": "c"}, "key_space": "k"})
     assert (told.kind, told.labels, told.key_space) == ("classification", ("bad", "good", "c", "eleventh"), "k")
     assert about({"problem_type": "regression", "id2label": {"0": "score"}}) == base.About("regression", None, None)
+    several = about({"problem_type": "multi_label_classification", "id2label": {"0": "joy", "1": "fear"}})
+    assert several == base.About("multi_label", ("joy", "fear"), None)
 
 
 def test_batches_of_similar_length_answer_in_the_order_of_rows() -> None:

@@ -41,6 +41,18 @@ def guess(columns: Columns) -> Guess:
             {"text": TEXTS, "score": [f"{number / 7:.2f}" for number in range(60)]},
             Guess("text", None, "score", "regression", None),
         ),
+        (
+            {"text": TEXTS, "label": [["joy", "fear"], [], ["joy"]] * 20},
+            Guess("text", None, "label", "multi_label", ("fear", "joy")),
+        ),
+        (
+            {"text": TEXTS, "label": ["joy|fear", "", "joy", "fear"] * 15},
+            Guess("text", None, "label", "multi_label", ("fear", "joy")),
+        ),
+        (
+            {"text": TEXTS, "label": ["a|b", "c"] * 30},  # names may hold the sign
+            Guess("text", None, "label", "classification", ("a|b", "c")),
+        ),
         ({"text": TEXTS, "score": [*range(60)]}, Guess("text", None, "score", "regression", None)),
         (
             {"premise": TEXTS, "hypothesis": OTHERS, "label": YES_NO},

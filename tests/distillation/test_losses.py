@@ -786,3 +786,63 @@ def test_inputs_that_do_not_belong_together_are_refused() -> None:
         with pytest.raises(ValueError) as refusal:  # noqa: PT011  the message is looked at below
             call()
         assert message in str(refusal.value)
+
+
+def test_gold_label_sets_by_hand() -> None:
+    logits = torch.tensor([[0.0, math.log(3)], [-math.log(3), 0.0]])  # chances 1/2, 3/4; 1/4, 1/2
+    labels = torch.tensor([[1, 0], [0, 1]])
+    wanted = (math.log(2) + math.log(4) + math.log(4 / 3) + math.log(2)) / 4
+    assert losses.gold_label_sets(logits, labels).item() == pytest.approx(wanted, rel=1e-6)
+
+
+def test_the_kl_of_label_sets_by_hand() -> None:
+    """Teacher 3/4, student 1/4 at T = 1: 3/4 ln 3 + 1/4 ln 1/3 = ln(3) / 2; equal chances cost nothing."""
+    teacher, student = torch.tensor([[math.log(3), 1.5]]), torch.tensor([[-math.log(3), 1.5]])
+    assert losses.soft_label_sets_kl(student, teacher, 1.0).item() == pytest.approx(math.log(3) / 4, rel=1e-6)
+    softened = losses.soft_label_sets_kl(2 * student, 2 * teacher, 2.0)  # T² = 4 times the same
+    assert softened.item() == pytest.approx(math.log(3), rel=1e-6)
+
+
+def test_the_kl_of_a_label_is_that_of_two_classes() -> None:
+    student, teacher = torch.randn(6, 1, dtype=torch.float64), torch.randn(6, 1, dtype=torch.float64)
+    pairs = [torch.cat([side, torch.zeros_like(side)], dim=1) for side in (student, teacher)]
+    torch.testing.assert_close(
+        losses.soft_label_sets_kl(student, teacher, 3.0), losses.soft_label_kl(pairs[0], pairs[1], 3.0)
+    )
+
+
+def test_label_sets_learn_toward_the_teachers_chances() -> None:
+    """At T = 1 the gradient is (q - p) / (B C), as that of the cross-entropy against p."""
+    teacher = torch.randn(4, 3, dtype=torch.float64)
+    student = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    losses.soft_label_sets_kl(student, teacher, 1.0).backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(student.grad, ((student.sigmoid() - teacher.sigmoid()) / 12).detach())
+
+
+def test_contrast_weighs_positives_by_the_overlap_of_their_labels() -> None:
+    """{a, b}, {a}, {a, b, c}, {} on the unit circle: overlaps 1/2, 2/3 and 1/3 among the first three."""
+    vectors = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1]])
+    labels = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 0, 0]])
+    shares = {0: {1: 3 / 7, 2: 4 / 7}, 1: {0: 3 / 5, 2: 2 / 5}, 2: {0: 2 / 3, 1: 1 / 3}}
+    similarities = vectors @ vectors.T  # temperature 1
+    rows = []
+    for anchor, positives in shares.items():
+        others = [one for one in range(4) if one != anchor]
+        total = math.log(sum(math.exp(similarities[anchor, one]) for one in others))
+        rows.append(-sum(share * (similarities[anchor, one].item() - total) for one, share in positives.items()))
+    assert losses.contrastive_label_sets(vectors, labels, 1.0).item() == pytest.approx(sum(rows) / 3, rel=1e-5)
+    assert losses.contrastive_label_sets(vectors, labels, 1.0, "zero").item() == pytest.approx(sum(rows) / 4, rel=1e-5)
+
+
+def test_with_one_label_a_text_it_is_the_supervised_contrastive_loss() -> None:
+    vectors, classes = F.normalize(torch.randn(12, 5), dim=1), torch.randint(3, (12,))
+    one_hot = F.one_hot(classes, 3)
+    for temperature in (0.07, 1.0):
+        wanted = losses.supervised_contrastive(vectors, classes, temperature)
+        torch.testing.assert_close(losses.contrastive_label_sets(vectors, one_hot, temperature), wanted)
+
+
+@pytest.mark.parametrize("labels", [[[0, 2]], [[1]], [[1, 0], [0, 1]]], ids=str)
+def test_what_are_no_sets_of_labels_is_refused(labels: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="labels"):
+        losses.gold_label_sets(torch.zeros(1, 2), torch.tensor(labels))

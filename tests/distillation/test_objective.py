@@ -621,3 +621,35 @@ def test_only_pairs_train_the_embedding_of_the_second_segment(batch: Batch, term
         segments = student.model.bert.embeddings.token_type_embeddings.weight.grad
         assert segments[0].abs().sum() > 0
         assert bool((segments[1] != 0).any()) is pairs
+
+
+def test_several_labels_are_learned_each_by_itself() -> None:
+    student, teacher = speak(SMALL, 1), speak(BERT, 2)
+    batch = replace(BATCH, labels=torch.tensor([[1, 1], [0, 1]]))
+    objective = Objective(Terms(gold=1, soft_labels=10, temperature=3), SMALL, BERT, "multi_label")
+    found = values(objective, student, teacher, batch)
+    assert found["gold"] == pytest.approx(losses.gold_label_sets(student.logits, batch.labels).item())
+    assert found["soft_labels"] == pytest.approx(losses.soft_label_sets_kl(student.logits, teacher.logits, 3).item())
+    assert found["loss"] == pytest.approx(found["gold"] + 10 * found["soft_labels"])
+
+
+def test_the_students_own_projection_is_read_by_the_relational_loss_alone() -> None:
+    student, teacher = speak(SMALL, 1, learned=True), speak(BERT, 2)
+    terms = Terms(neighbours=1, embedding=1, gold=1)
+    plain = Objective(terms, SMALL, BERT, "classification", KEYS)
+    own = Objective(terms, SMALL, BERT, "classification", KEYS, projected=True)
+    own.projections["embedding"].load_state_dict(plain.projections["embedding"].state_dict())
+    assert values(own, student, teacher) == values(plain, student, teacher)  # it begins as the identity
+    turned = torch.tensor([[0.0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1]])
+    shift = torch.tensor([0.1, 0, -0.2, 0])
+    own.projections["query"].load_state_dict({"weight": turned, "bias": shift})
+    found = values(own, student, teacher)
+    keys = losses.project_keys(teacher.embedding, *KEYS)
+    wanted = losses.neighbour_relations(student.embedding @ turned.T + shift, keys, keys, 0.1, 0.1)
+    assert found["neighbours"] == pytest.approx(wanted.item(), rel=1e-5)
+    assert {name: found[name] for name in ("gold", "embedding")} == {
+        name: values(plain, student, teacher)[name] for name in ("gold", "embedding")
+    }
+    own(student, teacher, BATCH)[0].backward()
+    assert own.projections["query"].weight.grad.abs().max() > 0
+    assert "query" not in Objective(Terms(gold=1), SMALL, BERT, "classification", KEYS, projected=True).projections

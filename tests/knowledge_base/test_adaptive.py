@@ -46,7 +46,21 @@ def scores_near_are_right(seed, count=400):
     return Sample(outputs, average, features, gold, "regression")
 
 
-@pytest.mark.parametrize("sample", [near_is_right(0), scores_near_are_right(0)], ids=["classes", "scores"])
+def label_sets_near_are_right(seed, count=400):
+    """Of three labels; all of one text are near the truth in the neighbours, or none is."""
+    random = np.random.default_rng(seed)
+    gold, nearest = random.integers(0, 2, (count, 3)), random.uniform(size=count)
+    right = (nearest > 0.5)[:, None] | (random.uniform(size=gold.shape) < 0.3)
+    average = np.where(right == (gold == 1), 0.9, 0.1)
+    outputs = np.where(gold == 1, 0.6, 0.4)
+    features = np.stack([nearest, average.max(axis=1), outputs.max(axis=1)], axis=1)
+    return Sample(outputs, average, features, gold, "multi_label")
+
+
+SAMPLES = (near_is_right, scores_near_are_right, label_sets_near_are_right)
+
+
+@pytest.mark.parametrize("sample", [make(0) for make in SAMPLES], ids=["classes", "scores", "sets"])
 def test_a_gate_trusts_the_neighbours_where_they_are_right(sample):
     fitted = with_gate(CONSTANT, sample)
     betas = betas_of(fitted, sample.features)
@@ -57,7 +71,7 @@ def test_a_gate_trusts_the_neighbours_where_they_are_right(sample):
     assert fitted.beta_min == pytest.approx(betas.min())
 
 
-@pytest.mark.parametrize("sample", [near_is_right(1, 50), scores_near_are_right(1, 50)], ids=["classes", "scores"])
+@pytest.mark.parametrize("sample", [make(1, 50) for make in SAMPLES], ids=["classes", "scores", "sets"])
 def test_the_gradient_of_the_gate_is_that_of_its_loss(sample):
     design = np.column_stack([np.ones(50), sample.features])
     objective = adaptive._objective(design, sample, 0.5)
@@ -182,3 +196,8 @@ def test_losses_are_negative_log_likelihoods_and_squared_errors():
     found = losses(np.array([(0.25, 0.75), (0.0, 1.0)]), np.array([1, 0]), "classification")
     np.testing.assert_allclose(found, [-np.log(0.75), -np.log(1e-12)])
     np.testing.assert_allclose(losses(np.array([[2.0], [1.0]]), np.array([0.5, 1.0]), "regression"), [2.25, 0])
+
+
+def test_the_loss_of_several_labels_is_the_mean_over_them():
+    found = losses(np.array([(0.25, 0.75), (0.5, 1.0)]), np.array([(1, 1), (0, 1)]), "multi_label")
+    np.testing.assert_allclose(found, [np.log(16 / 3) / 2, np.log(2) / 2])

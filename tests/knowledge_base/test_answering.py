@@ -273,3 +273,10 @@ def test_mixing_gathered_hits_is_answering(base):
     mixed = mix(STUDENT, hits.similarities, base.values[hits.positions], None, GATE)
     told = answer(STUDENT, QUERY, base, GATE, looking_in(base))
     assert (mixed.outputs.tolist(), mixed.betas.tolist()) == (told.outputs.tolist(), told.betas.tolist())
+
+
+@pytest.mark.parametrize("skip", ["safe", "confident"])
+def test_several_labels_are_not_skipped_by_confidence(base, skip):
+    sets = replace(base, manifest={**base.manifest, "kind": "multi_label"})
+    with pytest.raises(UsageError, match=f"retrieval.skip is '{skip}'; a task of several labels has no class"):
+        answer(np.array([[0.9, 0.8]]), QUERY, sets, replace(PLAIN, skip=skip, theta=0.9), unsearchable)

@@ -374,3 +374,19 @@ def test_shapes_that_would_broadcast_are_refused():
 def test_nothing_found_is_no_average():
     hits = Hits(np.zeros((2, 0), np.int64), np.zeros((2, 0), np.float32))
     assert np.isnan(neighbour_average(hits, np.ones((3, 2), np.float32), 0.5)).all()
+
+
+def test_evidence_of_several_labels_by_hand(base):
+    """Entries 0 and 1 at equal similarity: Avg = ((.9 + .2)/2, (.1 + .8)/2); beta 1/2."""
+    sets = replace(base, manifest={**base.manifest, "kind": "multi_label"})
+    hits = Hits(np.array([[0, 1]]), np.float32([[0.5, 0.5]]))
+    (found,) = evidence(sets, hits, np.array([[0.4, 0.65]]), 1.0, 0.5)
+    np.testing.assert_allclose(found.result, [0.475, 0.55], rtol=1e-6)
+    np.testing.assert_allclose(found.contributions(0), [0.2, 0.225, 0.05], rtol=1e-6)
+    np.testing.assert_allclose(found.contributions(1), [0.325, 0.025, 0.2], rtol=1e-6)
+    assert not found.decisive  # the second label is told, and the first is not, either way
+    (found,) = evidence(sets, hits, np.array([[0.48, 0.65]]), 1.0, 0.5)
+    assert found.decisive  # the first label is told now; the most probable one is the same
+    assert found.predicted == 1
+    (alone,) = evidence(sets, Hits(np.array([[-1]]), np.float32([[-np.inf]])), np.array([[0.4, 0.65]]), 1.0, 0.5)
+    assert alone.contributions(1) == [0.65]

@@ -483,3 +483,34 @@ def test_a_second_writer_waits_and_then_names_the_lock(base, folder, monkeypatch
                 write()
     assert contents(folder) == before
     editing.remove(folder, ["t/0"])
+
+
+@pytest.fixture
+def label_sets(base):
+    """Values of several labels, each by itself."""
+    values = np.float32([(0.9, 0.8), (0, 1), (0, 0), (0.5, 0.5)])
+    return replace(base, values=values, manifest={**base.manifest, "kind": "multi_label"})
+
+
+def test_values_of_several_labels_need_not_sum_to_one(label_sets, tmp_path):
+    save(label_sets, tmp_path)
+    assert load(tmp_path).values.tolist() == label_sets.values.tolist()
+    editing.relabel(tmp_path, ["t/2"], [[1, 1]])
+    assert load(tmp_path).values[2].tolist() == [1, 1]
+    with pytest.raises(UsageError, match=r"values: a probability of row 0 is 1\.5, but it must lie between 0 and 1"):
+        editing.relabel(tmp_path, ["t/2"], [[0, 1.5]])
+
+
+@pytest.mark.parametrize("value", [-0.01, 1.01, np.nan, np.inf])
+def test_a_value_of_several_labels_is_a_probability(label_sets, tmp_path, value):
+    label_sets.values[2, 1] = value
+    with pytest.raises(UsageError, match=r"values: a probability of row 2 is .* must lie between 0 and 1 \(1 of 4"):
+        save(label_sets, tmp_path / "kb")
+
+
+def test_a_book_of_classes_is_none_of_several_labels(base, label_sets, tmp_path):
+    save(base, tmp_path)
+    with pytest.raises(UsageError, match="kind of the entries is 'multi_label', but that of the knowledge base is"):
+        editing.add(tmp_path, replace(label_sets, ids=tuple("abcd")))
+    with pytest.raises(UsageError, match=r"labels .* against C=2 columns"):
+        save(replace(label_sets, manifest={**label_sets.manifest, "labels": ["no"]}), tmp_path / "kb")

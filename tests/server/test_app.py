@@ -471,3 +471,26 @@ def test_the_description_names_every_route_and_refusal(client: TestClient) -> No
     assert "security" in paths["/remember"]["post"]
     for path in ("/docs", "/redoc"):  # these pages load scripts from elsewhere
         assert client.get(path).status_code == 404
+
+
+class Several(StandIn):
+    """Any number of its labels may be told."""
+
+    def name(self, answer: Any) -> Any:
+        assert self.labels is not None
+        return [name for name, chance in zip(self.labels, answer, strict=True) if chance > 0.5]
+
+
+def test_several_labels_are_told_as_lists(opened: Open) -> None:
+    client = opened(Several(kind="multi_label"), key=KEY)
+    (told,) = client.post("/explain", json={"texts": ["one"]}).json()["answers"]
+    chances = told["probabilities"]
+    assert told["prediction"] == [name for name in ("no", "yes") if chances[name] > 0.5]
+    assert told["probability"] is None
+    assert told["neighbours"][0]["prediction"] == ["yes"]
+    body = {"texts": ["a", "b"], "labels": [["no", "yes"], []]}
+    assert client.post("/remember", json=body, headers=WITH_KEY).status_code == 200
+    refused = client.post("/remember", json={"texts": ["c"], "labels": [["no", "perhaps"]]}, headers=WITH_KEY)
+    assert (refused.status_code, refused.json()["field"]) == (422, "labels[0]")
+    one = opened(StandIn(), key=KEY)
+    assert one.post("/remember", json={"texts": ["c"], "labels": [["no"]]}, headers=WITH_KEY).status_code == 422

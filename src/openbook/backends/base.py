@@ -16,6 +16,7 @@ from openbook.config import UsageError, WholeKind
 
 BackendName = Literal["torch", "onnx", "onnx-int8"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+SEVERAL = "multi_label_classification"  # the problem type of transformers for `multi_label`
 UNLIMITED = 1 << 20  # a tokenizer that says more has no limit
 
 Inputs = dict[str, NDArray[np.int64]]  # input_ids, attention_mask and token_type_ids, each (B, L)
@@ -36,6 +37,8 @@ class Backend(Protocol):
 
     @property
     def name(self) -> BackendName: ...
+    @property
+    def folder(self) -> Path | None: ...  # the student's, if it was loaded from one
     @property
     def about(self) -> About: ...
     @property
@@ -97,7 +100,8 @@ def about(config: Mapping[str, Any]) -> About:
     if config.get("problem_type") == "regression":
         return About("regression", None, *space)
     names = {int(index): str(name) for index, name in config["id2label"].items()}
-    return About("classification", tuple(names[index] for index in sorted(names)), *space)
+    kind: WholeKind = "multi_label" if config.get("problem_type") == SEVERAL else "classification"
+    return About(kind, tuple(names[index] for index in sorted(names)), *space)
 
 
 def in_batches(rows: Sequence[Encoded], answer: Callable[[Sequence[Encoded]], tuple[Any, Any]], size: int) -> Answers:

@@ -29,7 +29,8 @@ class OnnxBackend:
     def __init__(self, folder: Path, name: BackendName, threads: int | None = None):
         """Raises UsageError for an export that is absent, damaged, or of other weights than the student's."""
         runtime = load_runtime()
-        self.folder, self.name = folder, name
+        self.folder: Path | None = folder
+        self.name = name
         config, tokens = read(folder / "config.json"), read(folder / "tokenizer_config.json")
         self.about = about(config)
         self.max_length = longest_input(tokens.get("model_max_length"), config)
@@ -58,6 +59,7 @@ class OnnxBackend:
         return logits, embedding
 
     def save(self, folder: Path) -> None:
+        assert self.folder is not None
         shutil.copytree(self.folder, folder, dirs_exist_ok=True)
 
 

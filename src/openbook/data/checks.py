@@ -25,6 +25,19 @@ def check_labels(train: Sequence[Example], labels: Sequence[str], warnings: list
         warnings.append(f"task.train: no row has the label {', '.join(map(repr, unseen))}")
 
 
+def check_label_sets(train: Sequence[Example], labels: Sequence[str], warnings: list[str]) -> None:
+    """Whether there is something to learn of every label. Raises UsageError if no label tells two rows apart."""
+    sets = [example.label for example in train if isinstance(example.label, tuple)]
+    counts = {name: sum(one[place] for one in sets) for place, name in enumerate(labels)}
+    if all(count in (0, len(sets)) for count in counts.values()):
+        raise UsageError(
+            f"task.train: every row has the same of the labels {list(labels)}; there is nothing to tell apart"
+        )
+    for count, what in ((0, "no row has"), (len(sets), "every row has")):
+        if named := [name for name, rows in counts.items() if rows == count]:
+            warnings.append(f"task.train: {what} the label {', '.join(map(repr, named))}")
+
+
 def check_answers(train: Sequence[Example], test: Sequence[Example], null_allowed: bool, warnings: list[str]) -> None:
     """Whether questions have answers, and train has unanswerable ones if test has. Raises UsageError without any."""
     if all(example.label is None for example in train):

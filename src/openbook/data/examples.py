@@ -1,4 +1,4 @@
-"""Rows turned into examples: classes, targets, answers inside a passage, the right option, or a tag for each word."""
+"""Rows turned into examples: classes, sets of labels, targets, answers in a passage, options, a tag for each word."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from openbook.config import Kind, UsageError
+from openbook.data.label_sets import label_set
 from openbook.data.labels import class_index, index_of, is_whole, label_name, meant, present, refuse, target
 from openbook.data.rows import LabelledRow, Split
 from openbook.types import Example, Span
@@ -48,6 +49,11 @@ def tag_names(split: Split, rows: Sequence[LabelledRow]) -> tuple[str, ...]:
 def _class(row: LabelledRow, split: Split, labels: Labels) -> dict[str, Any]:
     assert labels is not None
     return {"label": class_index(row, split, labels)}
+
+
+def _set(row: LabelledRow, split: Split, labels: Labels) -> dict[str, Any]:
+    assert labels is not None
+    return {"label": label_set(row, split, labels)}
 
 
 def _target(row: LabelledRow, split: Split, labels: Labels) -> dict[str, Any]:
@@ -131,6 +137,7 @@ def _tags(row: LabelledRow, split: Split) -> list[Any]:
 ANSWERS: dict[Kind, Callable[[LabelledRow, Split, Labels], dict[str, Any]]] = {
     "classification": _class,
     "regression": _target,
+    "multi_label": _set,
     "span_extraction": _span,
     "multiple_choice": _option,
     "token_classification": _tag_of_each_word,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openbook.config import Kind, UsageError
+from openbook.data.label_sets import names_in
 from openbook.data.labels import derive_labels
 from openbook.data.sources import Row
 
@@ -63,6 +64,8 @@ def guess_columns(rows: Sequence[Row]) -> Guess:
             f"no column looks like a label; call it `label`, or write the recipe by hand. Columns: {names}"
         )
     values = [value for value in rest[label] if not _is_missing(value)]
+    if _are_sets(values):
+        return Guess(text, text_pair, label, "multi_label", derive_labels(_names_of(values)))
     kind: Kind = "regression" if _is_target(values) else "classification"
     return Guess(text, text_pair, label, kind, derive_labels(values) if kind == "classification" else None)
 
@@ -112,6 +115,21 @@ def _is_target(values: Sequence[Any]) -> bool:
         return False
     numbers = {float(value) for value in values}
     return len(numbers) > MOST_NUMBERED_CLASSES or any(not number.is_integer() for number in numbers)
+
+
+def _are_sets(values: Sequence[Any]) -> bool:
+    """Lists, or strings some of which hold several names of a common stock, separated by `|`."""
+    try:
+        names = _names_of(values)
+    except ValueError:
+        return False
+    if any(isinstance(value, list) for value in values):
+        return bool(names)
+    return any(isinstance(value, str) and "|" in value for value in values) and len(names) < len(set(values))
+
+
+def _names_of(values: Sequence[Any]) -> set[str]:
+    return {name for value in values for name in names_in(value)}
 
 
 def _is_number(value: Any) -> bool:

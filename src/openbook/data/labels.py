@@ -94,7 +94,7 @@ def present(row: LabelledRow, split: Split) -> Any:
     ):
         refuse(row, split, "is missing; fill it in or remove the row")
     if not isinstance(value, str | int | float):
-        refuse(row, split, "is no single label; one string or number a row is supported")
+        refuse(row, split, "is no single label; give one string or number a row, or set task.kind: multi_label")
     return value
 
 

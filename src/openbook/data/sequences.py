@@ -47,7 +47,7 @@ def encode(examples: Sequence[Example], tokenizer: Any, cutting: Cutting, kind: 
         raise ValueError("some examples have a label and some have none")
     if not labels:
         return {name: column for name, column in columns.items() if name not in ("label", "tag")}
-    if kind in ("classification", "regression"):
+    if kind in ("classification", "regression", "multi_label"):
         is_target = any(isinstance(label, float) for label in labels)
         columns["label"] = np.array(labels, np.float32 if is_target else np.int64)
     return columns
@@ -139,6 +139,7 @@ def _tagged(examples: Sequence[Example], tokenizer: Any, cutting: Cutting) -> Co
 ENCODERS: dict[Kind, Callable[[Sequence[Example], Any, Cutting], Columns]] = {
     "classification": _texts,
     "regression": _texts,
+    "multi_label": _texts,
     "multiple_choice": _options,
     "span_extraction": _windows,
     "token_classification": _tagged,

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from openbook.config import FileSource, HubSource, Kind, PackageSource, Source, TaskSettings, UsageError
-from openbook.data.checks import check_answers, check_labels, check_tags, count_seen
+from openbook.data.checks import check_answers, check_label_sets, check_labels, check_tags, count_seen
 from openbook.data.examples import label_rows, tag_names
+from openbook.data.label_sets import set_names
 from openbook.data.labels import class_names
 from openbook.data.rows import LabelledRow, Split, labelled_rows
 from openbook.data.sources import describe, installed, stream
@@ -24,6 +25,7 @@ Part = Literal["train", "test"]
 METRICS: dict[Kind, tuple[str, ...]] = {
     "classification": ("accuracy", "f1", "matthews_correlation"),
     "regression": ("spearmanr", "pearson"),
+    "multi_label": ("micro_f1", "macro_f1", "subset_accuracy"),
     "multiple_choice": ("accuracy",),
     "span_extraction": ("f1", "exact_match"),
     "token_classification": ("entity_f1", "accuracy"),
@@ -161,6 +163,8 @@ def load_task(settings: TaskSettings) -> TaskData:
     train, holdout = cut_off(train, holdout_size(len(train), settings.holdout), "task.holdout")
     if task.kind in ("classification", "token_classification"):
         check_labels(train, labels or (), warnings)
+    if task.kind == "multi_label":
+        check_label_sets(train, labels or (), warnings)
     if task.kind == "span_extraction":
         check_answers(train, test, null_allowed, warnings)
     metrics = task.metrics
@@ -175,7 +179,8 @@ def _names_in(split: Split, rows: Sequence[LabelledRow], settings: TaskSettings)
     """The label names that training rows tell, for the kinds that need some."""
     if split.kind == "classification":
         return class_names(split, rows, kind_is_given=settings.kind is not None)
-    return tag_names(split, rows) if split.kind == "token_classification" else None
+    from_rows = {"token_classification": tag_names, "multi_label": set_names}
+    return from_rows[split.kind](split, rows) if split.kind in from_rows else None
 
 
 def unreported_texts(settings: TaskSettings) -> Iterator[str]:

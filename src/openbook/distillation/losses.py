@@ -30,6 +30,19 @@ def gold_labels(student: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(_precise(student), labels)
 
 
+def gold_label_sets(student: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy of logits (B, C) against labels (B, C) of 0 or 1, mean over labels and texts.
+
+    Raises ValueError for other shapes or labels.
+    """
+    if student.dim() != 2 or labels.shape != student.shape or not bool(((labels == 0) | (labels == 1)).all()):
+        raise ValueError(
+            f"logits {tuple(student.shape)} against {labels.dtype} labels {tuple(labels.shape)} of 0 and 1"
+        )
+    student = _precise(student)
+    return F.binary_cross_entropy_with_logits(student, labels.to(student.dtype))
+
+
 def squared_error(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared error over all entries: of scores (B, C) or (B,), or of pooled vectors (B, d).
 
@@ -61,6 +74,19 @@ def soft_label_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tenso
     student, teacher = _answers(student, teacher)
     log_student, log_teacher = ((logits / temperature).log_softmax(dim=-1) for logits in (student, teacher))
     return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+def soft_label_sets_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL(teacher || student) of each label by itself, from softened logits t and s (B, C): mean over labels and texts.
+
+    With p = sigmoid(t / T) and q = sigmoid(s / T), T² (p log(p / q) + (1 - p) log((1 - p) / (1 - q))), the form above
+    for two classes a label. Raises ValueError for unequal shapes, NaN or T <= 0.
+    """
+    _refuse_cold(temperature)
+    student, teacher = (side / temperature for side in _answers(student, teacher))
+    sides = torch.stack([student, -student]), torch.stack([teacher, -teacher])  # that it applies, and that it does not
+    kl = F.kl_div(F.logsigmoid(sides[0]), F.logsigmoid(sides[1]), reduction="sum", log_target=True)
+    return temperature**2 * kl / student.numel()
 
 
 def hidden_states(
@@ -212,6 +238,25 @@ def supervised_contrastive(
     counts = positives.sum(dim=1)
     rows = _contrast(vectors, positives / counts.clamp_min(1)[:, None], temperature)
     return rows.mean() if singletons == "zero" else rows.sum() / (counts > 0).sum().clamp_min(1)
+
+
+def contrastive_label_sets(
+    vectors: Tensor, labels: Tensor, temperature: float, singletons: Literal["skip", "zero"] = "skip"
+) -> Tensor:
+    """Contrastive loss of unit vectors (N, d) with labels (N, C) of 0 or 1: positives share a label.
+
+    The supervised contrastive loss with the Jaccard overlap |A & B| / |A | B| of two texts' labels in place of
+    equality, so that with one label a text it is that loss. `singletons`, anchors that share no label with another
+    text, leave the mean (`skip`) or count 0 in it (`zero`). Raises ValueError for unequal shapes, NaN or a temperature
+    <= 0.
+    """
+    sets = _precise(labels)
+    shared = product(sets, sets.T)
+    either = sets.sum(dim=1)[:, None] + sets.sum(dim=1)[None, :] - shared
+    overlap = (shared / either.clamp_min(1)).fill_diagonal_(0)
+    total = overlap.sum(dim=1, keepdim=True)
+    rows = _contrast(vectors, overlap / total.masked_fill(total == 0, 1), temperature)
+    return rows.mean() if singletons == "zero" else rows.sum() / (total > 0).sum().clamp_min(1)
 
 
 def contrastive_regression(vectors: Tensor, targets: Tensor, temperature: float, sigma: float = 1.0) -> Tensor:

@@ -1,7 +1,8 @@
-"""What is minimised: named, weighted losses, and the projections they learn, which never ship with the student."""
+"""What is minimised: named, weighted losses, and the projections they learn; but for its own, no student ships them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,20 @@ from openbook.distillation.mapping import layer_map, relation_heads
 from openbook.distillation.neighbours import Entries, KeyProjection, Neighbours
 from openbook.types import Batch, Outputs
 
+QUERY = "query"  # the student's own projection, which ships with it
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # of the student's logits (B, C), against labels
+Softened = Callable[[Tensor, Tensor, float], Tensor]  # against a teacher's logits, at a temperature
+GOLD: dict[WholeKind, Loss] = {
+    "classification": losses.gold_labels,
+    "regression": lambda scores, targets: losses.squared_error(scores, targets[:, None]),
+    "multi_label": losses.gold_label_sets,
+}
+SOFT: dict[WholeKind, Softened] = {
+    "classification": losses.soft_label_kl,
+    "regression": lambda scores, taught, temperature: losses.squared_error(scores, taught),
+    "multi_label": losses.soft_label_sets_kl,
+}
 TERMS = ("gold", "soft_labels", "embedding", "hidden", "attention", "relations", "neighbours")
 
 
@@ -30,7 +45,8 @@ class Objective(nn.Module):
     """The weighted sum of the terms whose weight is above 0. Raises UsageError for terms the two shapes cannot serve.
 
     `key_projection` is W (d, d_t) and b (d,) of the teacher's keys, and `entries` the keys of every training text
-    with their ids; both are fixed, and `neighbours` alone reads them.
+    with their ids; both are fixed, and `neighbours` alone reads them. With `projected`, it compares a learned map of
+    the student's pooled vector in place of the vector; the map begins as the identity.
     """
 
     def __init__(
@@ -41,6 +57,7 @@ class Objective(nn.Module):
         kind: WholeKind,
         key_projection: KeyProjection | None = None,
         entries: Entries | None = None,
+        projected: bool = False,
     ) -> None:
         super().__init__()
         self.terms, self.kind = terms, kind
@@ -48,6 +65,11 @@ class Objective(nn.Module):
         self.weights: dict[str, float] = {name: getattr(terms, name) for name in TERMS if getattr(terms, name) > 0}
         if not self.weights:
             raise UsageError(f"every one of the distill terms weighs 0; give one of {list(TERMS)} a weight")
+        if terms.official and terms.soft_labels and kind == "multi_label":
+            raise UsageError(
+                "terms.official=true: TinyBERT's code has no soft labels of several labels a text (task.kind:"
+                " multi_label); set it, or terms.soft_labels, to 0"
+            )
         if terms.attention and student.heads != teacher.heads:
             raise UsageError(
                 f"terms.attention needs equal head counts: student.heads={student.heads}, the teacher has "
@@ -66,6 +88,8 @@ class Objective(nn.Module):
             self.projections["embedding"] = _projection(student.embedding, teacher.embedding)
         if terms.neighbours:
             projection = _fitting_keys(key_projection, student, teacher)
+            if projected:
+                self.projections[QUERY] = _projection(student.embedding, student.embedding)
             self.neighbours = Neighbours(terms, projection, _fitting_entries(entries, terms, student))
 
     @property
@@ -111,17 +135,13 @@ class Objective(nn.Module):
             raise UsageError(
                 f"terms.gold={self.terms.gold} needs labels, and {batch.ids[0]} has none; set it to 0 there"
             )
-        if self.kind == "regression":
-            return losses.squared_error(student.logits, batch.labels[:, None])
-        return losses.gold_labels(student.logits, batch.labels)
+        return GOLD[self.kind](student.logits, batch.labels)
 
     def _soft_labels(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """The KL times T², whose gradient at T = 1 is the cross-entropy's; `official`, the cross-entropy by classes."""
-        if self.kind == "regression":
-            return losses.squared_error(student.logits, teacher.logits)
-        if self.terms.official:
+        if self.terms.official and self.kind == "classification":
             return losses.soft_cross_entropy(student.logits, teacher.logits, self.terms.temperature, official=True)
-        return losses.soft_label_kl(student.logits, teacher.logits, self.terms.temperature)
+        return SOFT[self.kind](student.logits, teacher.logits, self.terms.temperature)
 
     def _embedding(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         return losses.squared_error(self.projections["embedding"](student.embedding), teacher.embedding)
@@ -156,7 +176,8 @@ class Objective(nn.Module):
         return losses.relations(own, aim, batch.attention_mask, self.relation_heads, norm=self.terms.relation_norm)
 
     def _neighbours(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        loss: Tensor = self.neighbours(student.embedding, teacher.embedding, batch.ids)
+        asked = self.projections[QUERY](student.embedding) if QUERY in self.projections else student.embedding
+        loss: Tensor = self.neighbours(asked, teacher.embedding, batch.ids)
         return loss
 
 

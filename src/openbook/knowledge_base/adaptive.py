@@ -34,7 +34,7 @@ class Sample:
     outputs: NDArray[Any]  # (n, C)
     average: NDArray[np.float64]  # (n, C)
     features: NDArray[np.float64]  # (n, 3)
-    gold: NDArray[Any]  # (n,)
+    gold: NDArray[Any]  # (n,), or of several labels (n, C)
     kind: WholeKind
 
     def rows(self, chosen: NDArray[np.bool_]) -> Sample:
@@ -54,10 +54,20 @@ Fit = Callable[[Retrieval, Sample], Retrieval]
 
 
 def losses(outputs: NDArray[Any], gold: NDArray[Any], kind: WholeKind) -> NDArray[np.float64]:
-    """Negative log-likelihood of every example, squared error in regression. (n, C), (n,) -> (n,)"""
+    """Negative log-likelihood of every example, squared error in regression. (n, C), (n,) -> (n,)
+
+    Of several labels, gold (n, C), it is the mean over the labels.
+    """
     if kind == "regression":
         return np.asarray((outputs[:, 0] - gold) ** 2, dtype=np.float64)
-    return np.asarray(-np.log(np.maximum(outputs[np.arange(len(gold)), gold], LIKELY)))
+    return np.asarray(-np.log(np.maximum(likelihoods(outputs, gold, kind), LIKELY)).mean(axis=1))
+
+
+def likelihoods(outputs: NDArray[Any], gold: NDArray[Any], kind: WholeKind) -> NDArray[Any]:
+    """The probability of the gold class (n, 1), or of what is true of each of several labels (n, C)."""
+    if kind == "multi_label":
+        return np.where(gold > 0, outputs, 1 - outputs)
+    return np.asarray(outputs[np.arange(len(gold)), gold][:, None])
 
 
 def with_gate(constant: Retrieval, sample: Sample) -> Retrieval:
@@ -142,24 +152,24 @@ def _objective(
     design: NDArray[np.float64], sample: Sample, beta: float
 ) -> Callable[[NDArray[np.float64]], tuple[float, NDArray[np.float64]]]:
     """Penalised loss of the gate's coefficients, with its gradient. design (n, 4)"""
-    rows = np.arange(len(sample.gold))
     if sample.kind == "regression":
-        student, neighbours = sample.outputs[:, 0].astype(np.float64), sample.average[:, 0]
+        student, neighbours = sample.outputs[:, :1].astype(np.float64), sample.average[:, :1]  # (n, 1)
         unit = max(float(sample.losses(beta).mean()), LIKELY)
     else:
-        student, neighbours = sample.outputs[rows, sample.gold], sample.average[rows, sample.gold]
+        student, neighbours = (likelihoods(one, sample.gold, sample.kind) for one in (sample.outputs, sample.average))
 
     def objective(coefficients: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         betas = (1 + np.tanh(design @ coefficients / 2)) / 2
-        mixed = betas * student + (1 - betas) * neighbours
+        mixed = betas[:, None] * student + (1 - betas)[:, None] * neighbours
         if sample.kind == "regression":
-            loss, slope = (mixed - sample.gold) ** 2 / (2 * unit), (mixed - sample.gold) / unit
+            error = mixed - sample.gold[:, None]
+            loss, slope = error**2 / (2 * unit), error / unit
         else:
             mixed = np.maximum(mixed, LIKELY)
             loss, slope = -np.log(mixed), -1 / mixed
-        gradient = design.T @ (slope * betas * (1 - betas) * (student - neighbours))
+        gradient = design.T @ (betas * (1 - betas) * (slope * (student - neighbours)).mean(axis=1))
         shrunk = np.concatenate([[0.0], coefficients[1:]])
-        return float(loss.sum() + PENALTY / 2 * shrunk @ shrunk), gradient + PENALTY * shrunk
+        return float(loss.mean(axis=1).sum() + PENALTY / 2 * shrunk @ shrunk), gradient + PENALTY * shrunk
 
     return objective
 

@@ -19,6 +19,8 @@ Mode = Literal["constant", "gate", "bucket"]
 Skip = Literal["none", "safe", "confident"]
 
 FEATURES = 3  # that a gate reads
+# what has no one class to be sure of, so that nothing is skipped
+NO_CLASS: dict[str, str] = {"regression": "a regression", "multi_label": "a task of several labels"}
 ROUNDING = 1e-4  # how far the sum of a stored value may be from 1
 
 
@@ -126,8 +128,9 @@ def answer(
 ) -> Answered:
     """Answer with the book: skip, search, weigh, average, mix (specification, sections 2.4, 2.7, 2.8 and 2.13).
 
-    outputs (n, C) probabilities, or scores (n, 1) in regression; queries (n, d) of any length; `exclude` names, per
-    query, positions it must not find. Skipped rows are not searched. Beta 1 returns the very outputs, without a search.
+    outputs (n, C) probabilities, of several labels each by itself, or scores (n, 1) in regression; queries (n, d) of
+    any length; `exclude` names, per query, positions it must not find. Skipped rows are not searched. Beta 1 returns
+    the very outputs, without a search.
     """
     asked = _asked(outputs, base, retrieval)
     if asked is not None and not len(asked):
@@ -211,7 +214,9 @@ def skipped(outputs: NDArray[Any], retrieval: Retrieval) -> NDArray[np.bool_]:
 
 
 def _asked(outputs: NDArray[Any], base: KnowledgeBase, retrieval: Retrieval) -> NDArray[np.int64] | None:
-    """The rows to search; None stands for all of them."""
+    """The rows to search; None stands for all of them. Raises UsageError for a skip where no class wins."""
+    if retrieval.skip != "none" and base.manifest.get("kind") == "multi_label":
+        raise UsageError(f"retrieval.skip is {retrieval.skip!r}; {NO_CLASS['multi_label']} has no class to be sure of")
     if not retrieval.opens_book or not base.ids or not len(outputs):
         return np.empty(0, np.int64)
     return None if retrieval.skip == "none" else np.flatnonzero(~skipped(outputs, retrieval))

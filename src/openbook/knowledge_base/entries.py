@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from openbook.config import UsageError
+from openbook.config import THRESHOLD, UsageError
 from openbook.knowledge_base.interpolate import own_positions
 from openbook.knowledge_base.manifest import TRAIN
 from openbook.types import KnowledgeBase
@@ -23,8 +23,8 @@ class Entry:
 
     id: str
     text: str  # a pair is its two texts joined by a tab
-    label: str | float  # the most probable one; in regression the score
-    probability: float | None  # of the label; None in regression
+    value: Mapping[str, float]  # what it says: the probability of every label; in regression the score, as `score`
+    told: str  # the same for people: the most probable label, or those above one half, with their probabilities
     origin: str
     weight: float  # how often it counts
 
@@ -36,15 +36,23 @@ def entries_with(base: KnowledgeBase, words: str) -> list[Entry]:
 
 
 def entry(base: KnowledgeBase, place: int) -> Entry:
-    value, labels = base.values[place], base.manifest["labels"]
+    value = dict(zip(base.manifest["labels"] or ("score",), base.values[place].tolist(), strict=True))
     return Entry(
         id=base.ids[place],
         text=base.texts[place],
-        label=float(value[0]) if labels is None else str(labels[int(value.argmax())]),
-        probability=None if labels is None else float(value.max()),
+        value=value,
+        told=in_words(value, base.manifest["kind"]),
         origin=base.origins[place] if base.origins else TRAIN,
         weight=1.0 if base.weights is None else float(base.weights[place]),
     )
+
+
+def in_words(value: Mapping[str, float], kind: str) -> str:
+    if kind == "regression":
+        return f"{value['score']:.3g}"
+    likely = sorted(value, key=lambda name: -value[name])
+    named = [name for name in likely if value[name] > THRESHOLD] if kind == "multi_label" else likely[:1]
+    return ", ".join(f"{name} {value[name]:.2f}" for name in named)
 
 
 def hiding(texts: Sequence[str], leave_out: LeaveOut) -> Hidden | None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openbook.config import UsageError
+from openbook.config import THRESHOLD, UsageError
 from openbook.knowledge_base.search import Hits
 from openbook.types import KnowledgeBase
 
@@ -45,13 +45,19 @@ class Evidence:
     """
 
     result: NDArray[np.float64]  # (C,)
-    predicted: int  # class index; 0 in regression
+    predicted: int  # class index; of several labels the most probable one; 0 in regression
     student: NDArray[np.float64]  # (C,) the answer without retrieval
     student_contribution: float
     neighbours: tuple[Neighbour, ...]  # best first; empty when nothing was found, or looked up
     variance: float  # of the neighbours' values at `predicted`, under their weights
-    decisive: bool  # whether retrieval changed the class
+    decisive: bool  # whether retrieval changed the class, or any label that is told of several
+    beta: float = 1.0  # share of the student
     reason: str | None = None  # why there was nothing to look up; None where there was
+
+    def contributions(self, place: int) -> list[float]:
+        """What the student, then each neighbour, adds to `result[place]`: they sum to it."""
+        own = float(self.student[place] * (self.beta if self.neighbours else 1.0))
+        return [own, *(float((1 - self.beta) * one.weight * one.value[place]) for one in self.neighbours)]
 
     def as_records(self) -> list[dict[str, Any]]:
         """The neighbours in plain values, rounded: what is shown of them in a row of an output."""
@@ -241,9 +247,17 @@ def _explain(
         student_contribution=float(student[predicted] * (beta if neighbours else 1.0)),
         neighbours=neighbours,
         variance=float(shares @ (values[:, predicted] - average[predicted]) ** 2),
-        decisive=predicted != int(student.argmax()),
+        decisive=_named(result, base) != _named(student, base),
+        beta=beta,
         reason=None if base.ids else EMPTY,
     )
+
+
+def _named(answer: NDArray[Any], base: KnowledgeBase) -> list[int]:
+    """The class of an answer (C,), or those of several labels that it tells."""
+    if base.manifest.get("kind") == "multi_label":
+        return np.flatnonzero(answer > THRESHOLD).tolist()
+    return [int(answer.argmax())]
 
 
 def _results_without_each(

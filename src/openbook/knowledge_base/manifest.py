@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from openbook.config import UsageError
+from openbook.config import UsageError, WholeKind
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
@@ -80,7 +80,7 @@ class Description(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    kind: Literal["classification", "regression"]
+    kind: WholeKind
     labels: tuple[str, ...] | None  # in the order of the values' columns; None in regression
     key_space: str  # digest of all that decides where a text's key lies
     M: int  # entries
@@ -92,7 +92,7 @@ class Description(BaseModel):
     def columns_fit_kind(self) -> Self:
         if self.kind == "regression" and (self.labels is not None or self.C != 1):
             raise ValueError(f"kind regression needs C=1 and labels None, not C={self.C} and labels {self.labels}")
-        if self.kind == "classification" and len(self.labels or ()) != self.C:
+        if self.kind != "regression" and len(self.labels or ()) != self.C:
             raise ValueError(f"labels {self.labels} against C={self.C} columns of the values")
         return self
 

@@ -269,10 +269,19 @@ def check_rows(rows: Rows, about: Description, count: int, width: int, unit: boo
 
 
 def check_values(values: NDArray[Any], about: Description, count: int) -> None:
-    """Raise UsageError for values that are no soft labels (count, C), or no scores (count, 1)."""
+    """Raise UsageError for values that are no soft labels (count, C), or no scores (count, 1).
+
+    Those of several labels are probabilities each by itself, and need not sum to 1.
+    """
     expect("values", ("float32", (count, about.C)), (values.dtype.name, values.shape))
     if about.kind == "regression":
         _refuse_rows("values: the score", values[:, 0], ~np.isfinite(values[:, 0]), "must be finite")
+        return
+    if about.kind == "multi_label":
+        outside: NDArray[np.bool_] = ~((values >= 0) & (values <= 1))
+        places = outside.argmax(axis=1)  # the first in each row
+        strange = values[np.arange(count), places]
+        _refuse_rows("values: a probability", strange, np.asarray(outside.any(axis=1)), "must lie between 0 and 1")
         return
     sums, least = values.sum(axis=1), values.min(axis=1, initial=1)
     _refuse_rows("values: the sum", sums, ~(np.abs(sums - 1) <= SUM_TOLERANCE), "must be 1")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from openbook.config import UsageError, WholeKind
 from openbook.knowledge_base.adaptive import BETAS, Metric, Sample, adapted, confident_theta, losses
-from openbook.knowledge_base.answering import Mode, Retrieval, Skip, features_of, mix, skipped
+from openbook.knowledge_base.answering import NO_CLASS, Mode, Retrieval, Skip, features_of, mix, skipped
 from openbook.knowledge_base.interpolate import Search, average_of, interpolate, own_positions, scaled, weights
 from openbook.knowledge_base.search import Hits
 from openbook.types import KnowledgeBase
@@ -31,7 +31,7 @@ class HeldOut:
 
     ids: tuple[str, ...]
     texts: tuple[str, ...]
-    gold: NDArray[Any]  # (n,)
+    gold: NDArray[Any]  # (n,), or of several labels (n, C)
 
 
 @dataclass(frozen=True)
@@ -379,8 +379,8 @@ def _check(caches: Caches, kind: WholeKind, choices: Choices) -> None:
                 f"tuning got {rows[0]} predictions, {rows[1]} rows of hits, {rows[2]} labels and {rows[3]} ids; "
                 "it needs the same number of each, and at least 2: hold out more examples"
             )
-    if kind == "regression" and set(choices.skips) != {"none"}:
-        raise UsageError(f"skip {', '.join(choices.skips)}: a regression has no confidence to skip by; set none")
+    if kind in NO_CLASS and set(choices.skips) != {"none"}:
+        raise UsageError(f"skip {', '.join(choices.skips)}: {NO_CLASS[kind]} has no confidence to skip by; set none")
 
 
 def _check_split(held_out: HeldOut, reported: Collection[str], allowed: bool) -> bool:

@@ -17,6 +17,7 @@ from transformers.utils import logging
 from openbook.config import UsageError
 from openbook.types import Batch, Outputs
 
+SEVERAL = "multi_label_classification"  # the problem type of transformers for `multi_label`
 FUSED = "Wqkv"  # one projection for all three, as in ModernBERT
 QKV = ("query", "key", "value"), ("q", "k", "v"), ("q_lin", "k_lin", "v_lin"), ("q_proj", "k_proj", "v_proj")
 TAPPABLE = (  # architectures of transformers whose projections are found, among others
@@ -32,16 +33,17 @@ WHAT_WORKS = (
 
 @dataclass(frozen=True)
 class Head:
-    """What the head tells: class names in index order, or none for one score."""
+    """What the head tells: label names in index order, or none for one score."""
 
     labels: tuple[str, ...] | None
+    several: bool = False  # whether any number of the labels may apply, each by itself
 
     def config(self) -> dict[str, Any]:
         if self.labels is None:
             return {"num_labels": 1, "problem_type": "regression", "id2label": {0: "score"}, "label2id": {"score": 0}}
         return {
             "num_labels": len(self.labels),
-            "problem_type": "single_label_classification",
+            "problem_type": SEVERAL if self.several else "single_label_classification",
             "id2label": dict(enumerate(self.labels)),
             "label2id": {name: index for index, name in enumerate(self.labels)},
         }

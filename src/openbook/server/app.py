@@ -241,10 +241,11 @@ def rows_of(texts: Sequence[Any], limits: Limits) -> list[Text]:
     return rows
 
 
-def check_labels(model: Predictor, labels: Sequence[str | float] | None) -> None:
+def check_labels(model: Predictor, labels: Sequence[wire.Said] | None) -> None:
     for place, label in enumerate(labels or ()):
-        if model.labels is None and isinstance(label, str):
+        if model.labels is None and not isinstance(label, float):
             raise Refusal(422, "invalid", f"labels[{place}]: give a number, the model scores", f"labels[{place}]")
-        if model.labels is not None and label not in model.labels:
+        names = label if model.kind == "multi_label" and isinstance(label, list) else [label]
+        if model.labels is not None and not all(name in model.labels for name in names):
             known = ", ".join(model.labels)
             raise Refusal(422, "invalid", f"labels[{place}]: the model knows {known}", f"labels[{place}]")

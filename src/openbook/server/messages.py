@@ -25,7 +25,7 @@ def kind_of(rows: Any) -> str:
 
 
 def kind_of_label(label: Any) -> str:
-    return "name" if isinstance(label, str) else "score"
+    return "name" if isinstance(label, str) else "names" if isinstance(label, list) else "score"
 
 
 class Message(BaseModel):
@@ -42,7 +42,11 @@ Rows = Annotated[
 ]
 
 
-Label = Annotated[Annotated[Name, Tag("name")] | Annotated[FiniteFloat, Tag("score")], Discriminator(kind_of_label)]
+Label = Annotated[
+    Annotated[Name, Tag("name")] | Annotated[list[Name], Tag("names")] | Annotated[FiniteFloat, Tag("score")],
+    Discriminator(kind_of_label),
+]
+Said = str | float | list[str]
 
 
 class Asked(Message):
@@ -55,7 +59,9 @@ class Remembered(Message):
     """Texts for the book. Without labels, what the teacher says of them is kept."""
 
     texts: Rows
-    labels: list[Label] | None = Field(None, description="One for each text: names, or scores in regression.")
+    labels: list[Label] | None = Field(
+        None, description="One for each text: names, lists of names where several may apply, or scores in regression."
+    )
     ids: list[Name] | None = Field(None, description="One for each text; made from the texts if absent.")
 
 
@@ -64,8 +70,8 @@ class Forgotten(Message):
 
 
 class Answer(Message):
-    prediction: str | float = Field(description="The label; in regression the score.")
-    probability: float | None = Field(description="Of the prediction; null in regression.")
+    prediction: Said = Field(description="The label; the list of those above 0.5 of several; in regression the score.")
+    probability: float | None = Field(description="Of the prediction; null in regression, and of several labels.")
     probabilities: dict[str, float] | None = Field(description="Of every label; null in regression.")
     tokens: int = Field(description="Word-pieces that were read, special ones included.")
     truncated: bool = Field(description="Whether the text was longer than the model reads: its end was left out.")
@@ -75,14 +81,14 @@ class NeighbourTold(Message):
     id: str
     text: str = Field(description="A pair is stored as its two texts joined by a tab.")
     origin: str
-    prediction: str | float = Field(description="What the book says of this text.")
+    prediction: Said = Field(description="What the book says of this text.")
     similarity: float
     weight: float = Field(description="Its share among the neighbours; they sum to 1.")
     contribution: float = Field(description="What it adds to the answer's probability.")
 
 
 class Explained(Answer):
-    alone: str | float = Field(description="What the student says without its book.")
+    alone: Said = Field(description="What the student says without its book.")
     student_contribution: float = Field(description="With the neighbours' contributions, the answer's probability.")
     decisive: bool = Field(description="Whether the book changed the label.")
     neighbours: list[NeighbourTold] = Field(description="Best first.")

@@ -21,9 +21,10 @@ def told(model: Predictor, answer: Any, encoded: Encoded) -> dict[str, Any]:
     if not np.isfinite(answer).all():
         raise ValueError("the model answered with something that is no number")
     chances = None if model.labels is None else dict(zip(model.labels, map(float, answer), strict=True))
+    prediction = model.name(answer)
     return {
-        "prediction": model.name(answer),
-        "probability": None if chances is None else float(answer.max()),
+        "prediction": prediction,
+        "probability": None if chances is None or isinstance(prediction, list) else float(answer.max()),
         "probabilities": chances,
         "tokens": len(encoded),
         "truncated": encoded.cut,

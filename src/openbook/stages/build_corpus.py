@@ -17,6 +17,7 @@ from openbook.candidates import candidates_for
 from openbook.checkpoint import write_json
 from openbook.config import Recipe, UsageError
 from openbook.inference import answers_of
+from openbook.knowledge_base.answering import NO_CLASS
 from openbook.models.encoder import load_finished
 from openbook.retrieval.anchors import load_anchors
 from openbook.retrieval.augment import augmented, augmented_rows
@@ -64,9 +65,9 @@ def inputs(run: Run) -> dict[str, Any]:
 def check(run: Run) -> None:
     """The switches fit the task."""
     corpus, task = run.recipe.corpus, run.task
-    if task.labels is None and (corpus.balance_labels or corpus.confidence):
+    if task.kind in NO_CLASS and (corpus.balance_labels or corpus.confidence):
         name = "balance_labels" if corpus.balance_labels else "confidence"
-        raise UsageError(f"corpus.{name} goes by class, and {task.name} is a regression; remove it")
+        raise UsageError(f"corpus.{name} goes by class, and {task.name} is {NO_CLASS[task.kind]}; remove it")
     if task.pair and corpus.confidence:
         raise UsageError(
             f"corpus.confidence={corpus.confidence}: {task.name} is a pair task, whose teacher cannot judge lone"

@@ -22,8 +22,9 @@ from openbook.courses import CORPUS
 from openbook.cross_fit import out_of_fold_logits
 from openbook.distillation.teachers import RecordedTeacher
 from openbook.inference import answers_of
-from openbook.keys import keys_of, values_of
+from openbook.keys import keys_of, queries_in, values_of
 from openbook.knowledge_base import editing, store
+from openbook.knowledge_base.answering import NO_CLASS
 from openbook.knowledge_base.interpolate import TRAIN, scaled
 from openbook.knowledge_base.rules import RULES, Rules
 from openbook.knowledge_base.search import search_of
@@ -36,7 +37,7 @@ from openbook.models.encoder import load_finished
 from openbook.readings import corpus_examples
 from openbook.recordings import outputs_folder
 from openbook.retrieval.passages import LeakGuard, key
-from openbook.student_keys import rekeyed
+from openbook.student_keys import queries, rekeyed
 from openbook.types import Example, KnowledgeBase
 from openbook.workspace import Run
 
@@ -57,15 +58,15 @@ def check(run: Run) -> None:
             "knowledge_base.values=out_of_fold trains the teacher anew without some rows, and teacher.fine_tuned says"
             " that it was trained elsewhere; set values to teacher or gold"
         )
-    if settings.skip != "none" and run.kind == "regression":
+    if settings.skip != "none" and run.kind in NO_CLASS:
         raise UsageError(
-            f"knowledge_base.skip={settings.skip}: {run.task.name} is a regression, whose student has no confidence to"
-            " skip by; set it to none"
+            f"knowledge_base.skip={settings.skip}: {run.task.name} is {NO_CLASS[run.kind]}, whose student has no"
+            " confidence to skip by; set it to none"
         )
-    if settings.corpus_min_confidence and run.kind == "regression":
+    if settings.corpus_min_confidence and run.kind in NO_CLASS:
         raise UsageError(
-            f"knowledge_base.corpus_min_confidence={settings.corpus_min_confidence}: {run.task.name} is a regression,"
-            " whose teacher has no confidence; set it to 0"
+            f"knowledge_base.corpus_min_confidence={settings.corpus_min_confidence}: {run.task.name} is"
+            f" {NO_CLASS[run.kind]}, whose teacher has no confidence; set it to 0"
         )
     if settings.texts != "task" and run.task.pair and corpus.form in LONE:
         raise UsageError(
@@ -224,10 +225,11 @@ def rules_of(run: Run) -> Rules:
 def tuned_for(run: Run, base: KnowledgeBase, seed: int, omegas: Sequence[float] = (1.0,)) -> Tuned:
     """How one student retrieves, chosen on the held-out rows; `omegas` are how often the corpus may count."""
     settings, rows = run.recipe.knowledge_base, run.task.holdout
-    student = load_finished(str(run.folder / "students" / CORPUS / f"seed-{seed}"))
-    heard = answers_of(student, run.tokens("holdout", rows, run.tokenizer))
+    folder = run.folder / "students" / CORPUS / f"seed-{seed}"
+    heard = answers_of(load_finished(str(folder)), run.tokens("holdout", rows, run.tokenizer))
     held_out = HeldOut(tuple(row.id for row in rows), tuple(joined(row) for row in rows), heard.labels)
-    caches = collect(held_out, outputs_of(heard, run.kind), heard.embedding, base, search_of)
+    asked = queries(base, heard.embedding, queries_in(folder))
+    caches = collect(held_out, outputs_of(heard, run.kind), asked, base, search_of)
     choices = Choices(modes=(settings.mode,), skips=(settings.skip,))
     metric, reported = METRICS[run.task.metric].function, [row.id for row in run.task.test]
     return tune({omega: caches[omega] for omega in caches if omega in omegas}, metric, run.kind, reported, choices)

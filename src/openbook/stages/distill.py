@@ -21,7 +21,9 @@ from openbook.checkpoint import SCRATCH, building, fingerprint, is_fresh, open_a
 from openbook.config import Recipe
 from openbook.courses import CORPUS, LAST, STUDENTS, Course, courses, needs_teacher
 from openbook.data.batches import BatchPlan
+from openbook.distillation.objective import QUERY
 from openbook.inference import answers_of
+from openbook.keys import Map, save_queries
 from openbook.lessons import blank_student, key_parts, key_projection, key_space, objective_for, teacher_for
 from openbook.metrics import score
 from openbook.models.encoder import Encoder
@@ -48,7 +50,7 @@ class Learner:
 
 def inputs(run: Run) -> dict[str, Any]:
     """Of the student that ships; every student trained on the way has its own (see `student_inputs`)."""
-    recipe = run.recipe.model_dump(mode="json", include={"student", "distill", "seeds"})
+    recipe = run.recipe.model_dump(mode="json", include={"distill", "seeds"}) | {"student": run.recipe.student.told()}
     recipe["distill"].pop("workers")
     return {
         "recipe": recipe,
@@ -104,7 +106,7 @@ def student_inputs(run: Run, student: str, seed: int) -> dict[str, Any]:
     """What one student depends on: another corpus budget, say, leaves the gold-label student as it is."""
     plans = courses(run, student)
     inputs: dict[str, Any] = {
-        "student": run.recipe.student.model_dump(mode="json"),
+        "student": run.recipe.student.told(),
         "courses": [[course.name, course.texts, course.training.model_dump(mode="json")] for course in plans],
         "task": run.task_digest,
         "metric": run.task.metric,
@@ -142,8 +144,15 @@ def teach(recipe: Recipe, run_folder: Path, student: str, seed: int, progress: P
             config = learner.student.model.config
             config.made_from, config.key_space = key_parts(run), key_space(run)  # where it was taught to put texts
         learner.student.save(partial, run.tokenizer)
+        save_queries(partial, query_map(learner))
         write_json(partial / "history.json", learner.history)
         write_json(partial / "scores.json", {"holdout": held_out_score(run, learner.student)})
+
+
+def query_map(learner: Learner) -> Map | None:
+    """W and b of a student's own projection, if it learned one."""
+    learned = [learner.projections.get(f"{QUERY}.{part}") for part in ("weight", "bias")]
+    return None if learned[0] is None or learned[1] is None else (learned[0].numpy(), learned[1].numpy())
 
 
 def held_out_score(run: Run, student: Encoder) -> float:
@@ -181,7 +190,7 @@ def lesson_inputs(run: Run, plan: Sequence[Course], seed: int) -> dict[str, Any]
     judged = any(course.training.optim.keep == "best" for course in plan)
     keyed = any(course.training.terms.neighbours for course in plan)
     return {
-        "student": run.recipe.student.model_dump(mode="json"),
+        "student": run.recipe.student.told(),
         "teacher": [made_from(run, "teacher"), run.teacher_digest],
         "courses": [
             {
@@ -236,4 +245,5 @@ def follow(run: Run, course: Course, learner: Learner, seed: int, scratch: Path 
         lesson, plan, optim, seed, accelerator, scratch, progress, Judge(judged, plan.epoch_ends),
     )  # fmt: skip
     told: list[dict[str, Any]] = [*learner.history, *({"stage": course.name, **row} for row in history)]
-    return replace(learner, projections=weights_of(objective.projections), history=told)
+    kept = {name: weight for name, weight in learner.projections.items() if name.startswith(f"{QUERY}.")}
+    return replace(learner, projections=kept | weights_of(objective.projections), history=told)

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from openbook.answers import Answers, Text, outputs_of
 from openbook.backends.pytorch import TorchBackend
 from openbook.checkpoint import read_json, write_json
+from openbook.config import Kind, WholeKind
 from openbook.console import track
 from openbook.courses import CORPUS, KD, LABELS, OPEN_BOOK, STUDENTS, TEACHER
 from openbook.inference import answers_of
+from openbook.keys import queries_in
 from openbook.knowledge_base import store
 from openbook.knowledge_base.answering import Retrieval, answer
 from openbook.knowledge_base.search import search_of
@@ -27,7 +29,7 @@ from openbook.loading import load
 from openbook.metrics import agreement, paired_difference, score
 from openbook.models.encoder import load_finished
 from openbook.predictor import OpenBook
-from openbook.student_keys import is_by_student, rekeyed
+from openbook.student_keys import is_by_student, queries, rekeyed
 from openbook.types import Example, KnowledgeBase
 from openbook.workspace import Run
 
@@ -90,15 +92,18 @@ def all_outputs(run: Run) -> dict[str, list[NDArray[Any]]]:
                 outputs[name].append(outputs_of(answers, run.task.kind))
                 if name == CORPUS:
                     own = rekeyed(base, backend) if is_by_student(base) else base
-                    outputs[OPEN_BOOK].append(with_book(answers, run.task.kind, own, tuned[str(seed)]))
+                    asked = queries(own, answers.embedding, queries_in(backend.folder))
+                    outputs[OPEN_BOOK].append(with_book(answers, asked, run.task.kind, own, tuned[str(seed)]))
                 advance(sum(map(len, outputs.values())))
     return outputs
 
 
-def with_book(answers: Answers, kind: str, base: KnowledgeBase, tuned: dict[str, Any]) -> NDArray[Any]:
+def with_book(
+    answers: Answers, asked: NDArray[Any], kind: str, base: KnowledgeBase, tuned: dict[str, Any]
+) -> NDArray[Any]:
     """By exact search: an approximate index would add a difference of its own to what is reported."""
     retrieval = Retrieval.from_manifest(tuned["retrieval"])
-    return answer(outputs_of(answers, kind), answers.embedding, base, retrieval, search_of(base)).outputs
+    return answer(outputs_of(answers, kind), asked, base, retrieval, search_of(base)).outputs
 
 
 def describe(
@@ -120,9 +125,9 @@ def describe(
     }
 
 
-def agreements(kind: str, outputs: list[NDArray[Any]], teacher: NDArray[Any]) -> float | None:
-    """Share of texts that get the teacher's label, over all seeds; scores of a regression have none."""
-    return None if kind == "regression" else statistics.mean(agreement(one, teacher) for one in outputs)
+def agreements(kind: Kind, outputs: list[NDArray[Any]], teacher: NDArray[Any]) -> float | None:
+    """Share of texts that get the teacher's label, or labels, over all seeds; scores of a regression have none."""
+    return None if kind == "regression" else statistics.mean(agreement(one, teacher, kind) for one in outputs)
 
 
 def book_bytes(run: Run) -> int:
@@ -199,16 +204,15 @@ def explained(run: Run, gold: NDArray[Any]) -> list[dict[str, Any]]:
     """A few test rows with their neighbours: those the book decided first, then wrong ones, then right ones."""
     book = OpenBook.from_pretrained(run.folder)
     rows = [as_text(example) for example in run.task.test]
-    labels = run.task.labels
     told = book.explain(rows)
     records = []
     for row, explanation, truth in zip(rows, told, gold, strict=True):
         found = explanation.evidence
-        right = bool(found.predicted == truth) if labels else None
+        right = None if run.kind == "regression" else same(explanation.prediction, named(run, truth))
         neighbours = [
             {
                 "text": neighbour.text,
-                "label": labels[int(neighbour.value.argmax())] if labels else float(neighbour.value[0]),
+                "label": book.name(neighbour.value),
                 "similarity": neighbour.similarity,
                 "weight": neighbour.weight,
                 "contribution": neighbour.contribution,
@@ -218,7 +222,7 @@ def explained(run: Run, gold: NDArray[Any]) -> list[dict[str, Any]]:
         records.append(
             {
                 "text": row if isinstance(row, str) else " | ".join(row),
-                "gold": labels[int(truth)] if labels else float(truth),
+                "gold": named(run, truth),
                 "prediction": explanation.prediction,
                 "alone": explanation.alone,
                 "probability": float(found.result[found.predicted]),
@@ -229,6 +233,22 @@ def explained(run: Run, gold: NDArray[Any]) -> list[dict[str, Any]]:
         )
     records.sort(key=lambda record: (not record["decisive"], record["right"] is not False))
     return varied(records, run.recipe.evaluate.examples)
+
+
+def named(run: Run, truth: Any) -> str | float | list[str]:
+    """A gold label as answers are: its name, the score, or the names of those that apply."""
+    labels = run.task.labels or ()
+    by_kind: dict[WholeKind, Callable[[], str | float | list[str]]] = {
+        "classification": lambda: labels[int(truth)],
+        "regression": lambda: float(truth),
+        "multi_label": lambda: [name for name, applies in zip(labels, truth, strict=True) if applies],
+    }
+    return by_kind[run.kind]()
+
+
+def same(answer: str | float | list[str], gold: str | float | list[str]) -> bool:
+    """Whether an answer names what is gold; the order of several labels means nothing."""
+    return set(answer) == set(gold) if isinstance(answer, list) and isinstance(gold, list) else answer == gold
 
 
 def varied(records: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:

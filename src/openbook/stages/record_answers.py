@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from openbook.answers import outputs_of
 from openbook.checkpoint import SCRATCH, write_json
-from openbook.config import ProjectionSettings
+from openbook.config import ProjectionSettings, WholeKind
 from openbook.console import track
 from openbook.courses import retrieves
 from openbook.data.batches import BatchPlan, Tokenised, ordered
@@ -35,6 +35,7 @@ from openbook.workspace import Run
 
 RECORD_TOKENS = 4096  # tokens of one batch with padding; only speed depends on it
 NEAREST = 16  # keys that judge a held-out text
+JUDGED_BY: dict[WholeKind, str] = {"classification": "accuracy", "regression": "spearmanr", "multi_label": "micro_f1"}
 MOST = 32  # neighbours recorded of a training text, and the largest `retrieved_k`
 
 
@@ -105,8 +106,10 @@ def fit_projection(run: Run, recorded: RecordedTeacher, projection: nn.Linear) -
     return train(loss_of, projection, plan, settings.optim, seed, Accelerator())
 
 
-def contrast(settings: ProjectionSettings, kind: str, keys: Tensor, labels: Tensor) -> Tensor:
-    """The loss of a batch of keys (N, d) with gold labels (N,) (specification, 2.1 and 2.7)."""
+def contrast(settings: ProjectionSettings, kind: WholeKind, keys: Tensor, labels: Tensor) -> Tensor:
+    """The loss of a batch of keys (N, d) with gold labels (N,), or several (N, C) (specification, 2.1, 2.7 and 8)."""
+    if kind == "multi_label":
+        return losses.contrastive_label_sets(keys, labels, settings.temperature, settings.singletons)
     if kind == "regression" and settings.regression != "bins":
         by_score = {"kernel": losses.contrastive_regression, "rnc": losses.rank_n_contrast}
         return by_score[settings.regression](keys, labels, settings.temperature)
@@ -134,7 +137,7 @@ def judge_keys(run: Run, folder: Path) -> None:
     base = training_base(run, folder)
     hits = search(keys_of(folder, heard.embedding), base.keys, NEAREST)
     found = neighbour_average(hits, gold_values(run), run.recipe.knowledge_base.projection.temperature)
-    metric = "spearmanr" if run.kind == "regression" else "accuracy"
+    metric = JUDGED_BY[run.kind]
     told = {"teacher": outputs_of(heard, run.kind), "nearest_keys": found}
     scores = {name: score(metric, outputs, heard.labels) for name, outputs in told.items()}
     write_json(folder / "scores.json", {"holdout": scores, "metric": metric, "neighbours": NEAREST})

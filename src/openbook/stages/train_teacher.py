@@ -5,18 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
+from numpy.typing import NDArray
 
-from openbook.answers import outputs_of
+from openbook.answers import outputs_of, told
 from openbook.checkpoint import SCRATCH, write_json
-from openbook.config import Terms, UsageError
+from openbook.config import Terms, UsageError, WholeKind
 from openbook.console import track
 from openbook.data.batches import BatchPlan
 from openbook.distillation.objective import Objective
 from openbook.distillation.teachers import silent
 from openbook.inference import answers_of
 from openbook.metrics import score
-from openbook.models.encoder import Encoder, label_names, load_finished, load_pretrained
+from openbook.models.encoder import SEVERAL, Encoder, label_names, load_finished, load_pretrained
 from openbook.recordings import widths_of
 from openbook.training import Lesson, train
 from openbook.workspace import Run
@@ -40,6 +42,13 @@ def check(run: Run) -> None:
         )
     if not run.recipe.teacher.fine_tuned or run.task.labels is None:
         return
+    several = getattr(run.teacher_config, "problem_type", None) == SEVERAL
+    if several != (run.kind == "multi_label"):
+        does = "tells any number of labels" if several else "tells one of its labels"
+        raise UsageError(
+            f"teacher.fine_tuned: {run.teacher_location} {does} (problem_type in its config.json), and task.kind is"
+            f" {run.kind}; change task.kind, or set teacher.fine_tuned: false"
+        )
     known = label_names(run.teacher_location, run.recipe.teacher.revision)
     if known != run.task.labels:
         raise UsageError(
@@ -59,7 +68,8 @@ def build(run: Run, folder: Path) -> None:
     held_out = score(run.task.metric, outputs_of(heard, run.task.kind), heard.labels)
     teacher.save(folder, run.teacher_tokenizer)
     write_json(folder / "history.json", history)
-    write_json(folder / "scores.json", {"holdout": held_out, "warnings": warnings_about(heard.logits)})
+    warnings = warnings_about(outputs_of(heard, run.kind), run.kind)
+    write_json(folder / "scores.json", {"holdout": held_out, "warnings": warnings})
 
 
 def fine_tune(run: Run, teacher: Encoder, scratch: Path) -> list[dict[str, Any]]:
@@ -77,8 +87,8 @@ def fine_tune(run: Run, teacher: Encoder, scratch: Path) -> list[dict[str, Any]]
     return [{"stage": "fine-tuning", **row} for row in history]
 
 
-def warnings_about(logits: Any) -> list[str]:
-    """A teacher that gives every text the same answer teaches nothing."""
-    if logits.shape[1] > 1 and len(set(logits.argmax(1).tolist())) == 1:
+def warnings_about(outputs: NDArray[Any], kind: WholeKind) -> list[str]:
+    """A teacher that gives every text the same answer teaches nothing. outputs (n, C)"""
+    if kind != "regression" and len(np.unique(told(outputs, kind), axis=0)) == 1:
         return ["the teacher gives every held-out text the same label; lower its learning rate or train it longer"]
     return []
