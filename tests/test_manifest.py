@@ -87,7 +87,7 @@ def test_a_name_is_enough_wherever_a_recipe_lists_tasks(tmp_path: Path) -> None:
         "name": "run",
         "manifest": str(write(tmp_path, GOOD)),
         "teacher": {"model": "m", "tasks": named},
-        "text": {"sources": [{"path": "a.txt"}], "budget_tokens": 9, "task_share": 0.1, "task_text": named},
+        "text": {"sources": [{"path": "a.txt"}], "budget_tokens": 9_000, "task_share": 0.1, "task_text": named},
         "students": [{"name": "s"}],
         "students_learn": {"tasks": named},
         "fine_tune": {"tasks": named, "teacher_tasks": named, "known": named, "few": {"tasks": named}},

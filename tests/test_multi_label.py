@@ -149,7 +149,7 @@ def test_the_report_names_sets_of_labels(topics: Path) -> None:
 
 def test_the_command_line_and_files_show_every_label(topics: Path, capsys: Any) -> None:
     book, (rows, _) = OpenBook.from_pretrained(topics / "run"), rows_of(topics / "test.csv")
-    for row, record in zip(rows, predictions(book, rows, explain=True), strict=True):
+    for row, record in zip(rows, predictions(book, rows, explain=True, leave_out=False), strict=True):
         assert list(record["probability"]) == record["prediction"]
         assert all(0.5 < chance <= 1 for chance in record["probability"].values())
         json.dumps(record)
@@ -163,7 +163,7 @@ def test_the_command_line_and_files_show_every_label(topics: Path, capsys: Any) 
     assert all(len(row["probability"]) == len(row["prediction"]) for row in told)
     assert {f"probability_{name}" for name in LABELS} < set(told[0])
     with (topics / "told.csv").open() as file:  # which is read back as labels
-        assert [in_words(book, [row["prediction"]])[0] for row in csv.DictReader(file)] == book.predict(rows)
+        assert [in_words(book, [row["prediction"]], None)[0] for row in csv.DictReader(file)] == book.predict(rows)
 
 
 def test_a_person_corrects_the_book_with_sets(topics: Path, tmp_path: Path) -> None:
@@ -176,12 +176,14 @@ def test_a_person_corrects_the_book_with_sets(topics: Path, tmp_path: Path) -> N
     assert store.load(tmp_path / "knowledge_base").values[:2].tolist() == [[1, 0, 1], [0, 0, 0]]
     with pytest.raises(UsageError, match="label 0 is 'sport'; the student knows film, food, music"):
         book.relabel([base.ids[0]], [["film", "sport"]])
-    assert in_words(book, ["film; music", "", "food"]) == [["film", "music"], [], ["food"]]
+    assert in_words(book, ["film; music", "", "food"], None) == [["film", "music"], [], ["food"]]
     with pytest.raises(UsageError, match="label 0 is 'film|film', which names 'film' twice"):
-        in_words(book, ["film|film"])
+        in_words(book, ["film|film"], None)
+    with pytest.raises(UsageError, match=r"label in row 2 of new\.csv is 'film\|film'"):
+        in_words(book, ["film", "film|film"], Path("new.csv"))
     rows, gold = rows_of(topics / "test.csv")
     sets = [[name for name, applies in zip(LABELS, one, strict=True) if applies] for one in gold]
-    tuned = book.tune(rows, sets)
+    tuned = book.tune(rows, sets, reported_split=True)
     assert tuned.score == pytest.approx(f1_score(gold, book.predict_proba(rows) > 0.5, average="micro"))
 
 

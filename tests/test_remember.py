@@ -159,11 +159,10 @@ def test_a_book_is_searched_by_words_and_compacted(without_teacher: Path) -> Non
     book = OpenBook.from_pretrained(without_teacher)
     book.remember([NEW[0], "quite another"], ["good", "bad"], ids=["a", "b"], weight=2)
     found = book.find("QUITE")
-    assert [(one.id, one.label, one.origin, one.weight) for one in found] == [
-        ("a", "good", "remembered", 2), ("b", "bad", "remembered", 2),
+    assert [(one.id, one.told, one.origin, one.weight) for one in found] == [
+        ("a", "good 1.00", "remembered", 2), ("b", "bad 1.00", "remembered", 2),
     ]  # fmt: skip
     assert (found[0].text, max(found[0].value.values())) == (NEW[0], 1)
-    assert found[0].told.endswith(" 1.00")
     assert book.find("t/train/7")[0].origin == "train"
     book.forget(["a"])
     edit = book.compact("fp16")
