@@ -52,7 +52,7 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ask]:
         run, heard, base = world(*args, **more)
         monkeypatch.setattr(book_arms, "filled", lambda run: (base, {}))
         theirs = probabilities_of(heard.test.logits)
-        return lambda how: consult(run, heard, how, 0, theirs)
+        return lambda how: consult(run, heard, how, 0, theirs)[0]
 
     return of
 

@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from openbook.comparison import summarise
 from openbook.config import UsageError
+from openbook.results import rows_file
+from openbook.row_answers import RowAnswers
 
 Scores = Mapping[str, Mapping[str, Sequence[float | str | None]]]  # task -> arm -> by seed: a score, "failed", or None
 STEADY = [0.0, 0.001, -0.001, 0.002, -0.002]  # what a seed adds
@@ -373,3 +376,48 @@ def test_a_folder_without_results_or_with_half_a_file_is_refused(tmp_path: Path)
     (tmp_path / "grid.json").write_text('{"name": ')
     with pytest.raises(UsageError, match=r"grid\.json is not whole JSON"):
         summarise(tmp_path)
+
+
+def with_rows(folder: Path, arm: str, task: str, wrong: int, rows: int = 200, shift: int = 0) -> None:
+    """Every training of an arm is wrong on so many rows, each seed on others."""
+    gold = np.arange(rows) % 2
+    for seed in range(5):
+        said = gold.copy()
+        said[(np.arange(wrong) + 7 * seed + shift) % rows] ^= 1
+        answers = RowAnswers.of(np.eye(2)[said], gold)
+        answers.save(rows_file(folder, (task, arm, seed)))
+        write(folder / task / arm / f"seed-{seed}.json", run_of(task, arm, seed, float((said == gold).mean())))
+
+
+def test_rows_are_drawn_where_both_arms_have_them(tmp_path: Path) -> None:
+    scores = {"cola": {"A": [0.9] * 5, "B": [0.95] * 5}, "sst": {"A": [0.9] * 5, "B": [0.95] * 5}}
+    folder = folder_of(tmp_path, scores, hypotheses=[claim(("B", "A"))])
+    (before,) = summarise(folder)["hypotheses"][0]["pairs"]
+    assert before["high"] - before["low"] == pytest.approx(0), "seeds and tasks agree"
+    with_rows(folder, "A", "cola", 20)
+    with_rows(folder, "B", "cola", 10, shift=10)
+    (pair,) = summarise(folder)["hypotheses"][0]["pairs"]
+    assert pair["difference"] == pytest.approx(before["difference"])
+    assert (pair["tasks"]["cola"]["rows"], pair["tasks"]["sst"]["rows"]) == (True, False)
+    width = pair["tasks"]["cola"]["high"] - pair["tasks"]["cola"]["low"]
+    assert 0.02 < width < 4 * (0.05 * 0.95 / 200) ** 0.5, "less than of one seed, since each is wrong on other rows"
+    assert 0 < pair["high"] - pair["low"] < width
+    assert pair["tasks"]["cola"]["mcnemar"] == pytest.approx([2**-9] * 5)
+    assert pair["tasks"]["sst"]["mcnemar"] is None
+
+
+def test_rows_of_another_training_or_split_are_not_believed(tmp_path: Path) -> None:
+    scores = {"cola": {"A": [0.9] * 5, "B": [0.95] * 5}}
+    folder = folder_of(tmp_path, scores, hypotheses=[claim(("B", "A"))])
+
+    def drawn() -> bool:
+        return bool(summarise(folder)["hypotheses"][0]["pairs"][0]["tasks"]["cola"]["rows"])
+
+    with_rows(folder, "A", "cola", 20)
+    with_rows(folder, "B", "cola", 10)
+    assert drawn()
+    with_rows(folder, "B", "cola", 5, rows=100)
+    assert not drawn(), "other rows"
+    with_rows(folder, "B", "cola", 10)
+    write(folder / "cola" / "B" / "seed-3.json", run_of("cola", "B", 3, 0.94))
+    assert not drawn(), "of one training they give another score"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -14,6 +15,7 @@ from openbook.cells import Experiment, key_of, prepare
 from openbook.checkpoint import read_json
 from openbook.experiment import describe, execute, is_whole
 from openbook.grid import load_grid
+from openbook.results import load
 
 RATES = (1e-3, 5e-3)
 
@@ -263,6 +265,34 @@ def test_what_is_claimed_changes_no_result(grid_file: Path, tmp_path: Path) -> N
     other = Experiment(work.grid.model_copy(update={"hypotheses": ()}), work.scale, work.root, work.results)
     before, after = (key_of(one, one.cell("reviews", "A0", 0, RATES)) for one in (work, other))
     assert before == after
+
+
+def test_what_is_said_of_each_row_is_kept_of_trainings_and_of_readings(finished: Path) -> None:
+    results = load(finished / "results")
+    assert set(results.rows) == set(results.found)
+    for key, rows in results.rows.items():
+        assert rows.gives("accuracy", results.found[key]["scores"]["accuracy"])
+    assert "Rows of the reported split are drawn too, the same for all trainings of a task. " in (
+        finished / "page.md"
+    ).read_text(encoding="utf-8")
+
+
+def test_rows_of_trainings_from_before_they_were_kept_come_from_the_answers_that_were(
+    finished: Path, grid_file: Path, tmp_path: Path, taught: list[Any]
+) -> None:
+    """There are such answers where another arm opens a book for these students."""
+    shutil.copytree(finished / "results", tmp_path / "results")
+    shutil.copytree(finished / "runs" / "answers", tmp_path / "runs" / "answers")
+    for arm in ("A0", "A5"):
+        for path in (tmp_path / "results" / "reviews" / arm / "runs").glob("*.npz"):
+            path.unlink()
+    execute(at(tmp_path, grid_file), ["reviews"], None, tmp_path / "page.md")
+    assert taught == []
+    known = load(tmp_path / "results").rows
+    assert ("reviews", "A0", 0) in known
+    assert np.array_equal(known["reviews", "A0", 1].said, load(finished / "results").rows["reviews", "A0", 1].said)
+    assert ("reviews", "A5", 0) not in known
+    assert "Rows are not drawn, since what was said of each was not kept" in (tmp_path / "page.md").read_text()
 
 
 def test_what_arms_share_is_built_once(finished: Path) -> None:

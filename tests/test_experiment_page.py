@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 
 from openbook import plots
 from openbook.comparison import summarise
 from openbook.experiment_page import figures, markdown, publish, render
+from openbook.metrics import METRICS
+from openbook.results import rows_file
+from openbook.row_answers import RowAnswers
 
 EVIL = "<script>alert('|`*_[x](y)&amp;')</script> | a || b\n# not a heading $x$"
 SHOWN = " ".join(EVIL.split())
@@ -164,6 +168,26 @@ def test_a_pair_that_is_not_run_on_every_task_says_on_which(whole: Path) -> None
     assert "5 pairs (of plain cola only). " in page
     assert page.count(" only)") == 1
     assert table(page, "claim")["H1"]["tasks"] == "1 of 1"
+
+
+def test_the_page_says_where_rows_are_drawn_and_where_not(whole: Path) -> None:
+    page = render(whole)
+    assert "Rows are not drawn, since what was said of each was not kept" in page
+    assert "McNemar" not in page
+    gold = np.arange(1000) % 2
+    for arm in ("A5", "A2", "A0"):
+        for seed in SEEDS:
+            said = gold.copy()
+            said[: 100 + 10 * seed] ^= 1
+            answers = RowAnswers.of(np.eye(2)[said], gold)
+            answers.save(rows_file(whole, ("cola", arm, seed)))
+            score = METRICS["matthews_correlation"].function(answers.outputs, answers.labels)
+            change(whole, f"cola/{arm}/seed-{seed}.json", scores={"matthews_correlation": score})
+    page = render(whole)
+    assert "but not where what was said of each was not kept: A5 − A2 (plain stsb), A0 − A2 (plain stsb)." in page
+    assert "McNemar's exact test asks" in page
+    assert "| A5 − A2 | plain cola |" in page
+    assert "| 1, 1, 1, 1, 1 |" in page
 
 
 def test_scores_are_means_and_deviations_in_points_beside_the_teacher(whole: Path) -> None:

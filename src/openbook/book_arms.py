@@ -67,14 +67,19 @@ class Heard:
             np.savez(file, allow_pickle=False, **arrays)
 
 
-def consult(run: Run, heard: Heard, how: BookReading, seed: int, teacher: NDArray[Any]) -> dict[str, Any]:
-    """Scores of a student with its book on both splits; how it was opened, and what that did. Teacher (n, C)."""
+def consult(
+    run: Run, heard: Heard, how: BookReading, seed: int, teacher: NDArray[Any]
+) -> tuple[dict[str, Any], NDArray[Any]]:
+    """Scores of a student with its book on both splits; how it was opened, and what that did. Teacher (n, C).
+
+    Beside them its answers to the reported rows (n, C).
+    """
     gold, metric = heard.test.labels, METRICS[run.task.metric].function
     alone = {split: outputs_of(getattr(heard, split), run.kind) for split in ("holdout", "test")}
     if how.closed:
         bias = class_bias(alone["holdout"], heard.holdout.labels, metric)
         holdout, told = biased(alone["holdout"], bias), biased(alone["test"], bias)
-        return judged(run, told, gold, teacher) | {"holdout": metric(holdout, heard.holdout.labels)}
+        return judged(run, told, gold, teacher) | {"holdout": metric(holdout, heard.holdout.labels)}, told
     base = book_of(run, heard, how, seed)
     queries = queries_of(heard, base, how)
     caches = found_by(run, heard, alone["holdout"], queries(heard.holdout), base)
@@ -99,7 +104,7 @@ def consult(run: Run, heard: Heard, how: BookReading, seed: int, teacher: NDArra
         "if_opened": effect(alone["test"], anyway.outputs, gold, nearest),
     }
     held_out = tuned.score if tuned.kept else tuned.baseline_score
-    return judged(run, answered.outputs, gold, teacher) | {"holdout": held_out, "book": book}
+    return judged(run, answered.outputs, gold, teacher) | {"holdout": held_out, "book": book}, answered.outputs
 
 
 def judged(run: Run, told: NDArray[Any], gold: NDArray[Any], teacher: NDArray[Any]) -> dict[str, Any]:

@@ -24,7 +24,9 @@ from openbook.metrics import agreement, score
 from openbook.models.encoder import load_finished
 from openbook.pipeline import perform, plan
 from openbook.readings import tokens_of
+from openbook.results import rows_file
 from openbook.retrieval.bank import Bank
+from openbook.row_answers import RowAnswers
 from openbook.stages.distill import folder_of, teach
 from openbook.starts import record_word_answers
 from openbook.workspace import Run
@@ -55,6 +57,10 @@ class Experiment:
     def answers_of(self, one: Cell) -> Path:
         """What a trained student says, for the arms that open a book for it."""
         return self.root / "answers" / one.task / one.arm / f"seed-{one.seed}-{one.label}.npz"
+
+    def rows_of(self, one: Cell) -> Path:
+        """What was said of each reported row, beside the record."""
+        return self.record_of(one).with_suffix(".npz")
 
     def record_of(self, one: Cell) -> Path:
         """Where a training's result is kept, whether it served the tuning or is final."""
@@ -111,12 +117,15 @@ def train_cell(experiment: Experiment, one: Cell, key: str, progress: Callable[[
         "key": key,
         "rates": named(experiment.grid, one),
     }
+    experiment.rows_of(one).unlink(missing_ok=True)  # of another training of this name
     try:
         teach(one.recipe, run.folder, CORPUS, one.seed, progress)
     except FloatingPointError as error:
         record |= {"status": "failed", "error": str(error)}
     else:
-        record |= {"status": "ok", "error": None, **judged(run, one.seed)}
+        facts, rows = judged(run, one.seed)
+        record |= {"status": "ok", "error": None, **facts}
+        rows.save(experiment.rows_of(one))
         if experiment.grid.readers_of(one):
             Heard.of(run, load_finished(str(folder_of(run, CORPUS, one.seed)))).save(experiment.answers_of(one))
     record["seconds"] = round(time.monotonic() - started, 1)
@@ -135,7 +144,8 @@ def read_cell(experiment: Experiment, one: Cell, key: str) -> None:
     if of["status"] == "ok":
         heard = Heard.load(experiment.answers_of(trained))
         theirs = np.load(run.folder / TEACHER / TEST_ANSWERS, allow_pickle=False)
-        found = consult(run, heard, arm.book, one.seed, theirs)
+        found, outputs = consult(run, heard, arm.book, one.seed, theirs)
+        RowAnswers.of(outputs, heard.test.labels).save(experiment.rows_of(one))
         record |= {"status": "ok", "error": None, **found, "steps": of["steps"], "tokens": of["tokens"]}
     else:
         record |= {"status": "failed", "error": of["error"]}
@@ -149,15 +159,15 @@ def named(grid: Grid, one: Cell) -> dict[str, float]:
     return {coordinate.name: rate for coordinate, rate in zip(grid.tune, one.rates, strict=True)}
 
 
-def judged(run: Run, seed: int) -> dict[str, Any]:
-    """Scores of a trained student on both splits, and how its training went."""
+def judged(run: Run, seed: int) -> tuple[dict[str, Any], RowAnswers]:
+    """Scores of a trained student on both splits, and how its training went; what it said of the reported rows."""
     folder = folder_of(run, CORPUS, seed)
     heard = answers_of(load_finished(str(folder)), run.tokens("test", run.task.test, run.tokenizer))
     said = outputs_of(heard, run.task.kind)
     theirs = np.load(run.folder / TEACHER / TEST_ANSWERS, allow_pickle=False)
     history = read_json(folder / "history.json")
     last = {row["stage"]: row for row in history if "loss" in row}
-    return {
+    facts = {
         "holdout": read_json(folder / "scores.json")["holdout"],
         "scores": {metric: score(metric, said, heard.labels) for metric in run.task.metrics},
         "agreement": None if run.kind == "regression" else agreement(said, theirs, run.kind),
@@ -168,6 +178,20 @@ def judged(run: Run, seed: int) -> dict[str, Any]:
             for stage, row in last.items()
         },
     }
+    return facts, RowAnswers.of(said, heard.labels)
+
+
+def keep(experiment: Experiment, one: Cell) -> None:
+    """A result that is final, with what was said of each row where that is known."""
+    key = one.task, one.arm, one.seed
+    shutil.copyfile(experiment.record_of(one), experiment.folder_of(one.task, one.arm) / f"seed-{one.seed}.json")
+    rows, final = experiment.rows_of(one), rows_file(experiment.results, key)
+    if not rows.exists() and experiment.answers_of(one).exists():  # of a training from before rows were kept
+        heard = Heard.load(experiment.answers_of(one)).test
+        RowAnswers.of(outputs_of(heard, experiment.run_of(one).task.kind), heard.labels).save(rows)
+    final.unlink(missing_ok=True)
+    if rows.exists():
+        shutil.copyfile(rows, final)
 
 
 def read_in(run: Run, course: Course) -> int:

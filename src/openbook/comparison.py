@@ -7,10 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from openbook.metrics import hierarchical_difference, holm
 from openbook.openings import by_similarity, openings
 from openbook.results import Results, load
+from openbook.row_answers import RowAnswers, mcnemar_of, redrawn, same_rows
 
+Drawn = NDArray[np.float64]
 KEPT = ("name", "title", "scale", "baseline", "arms", "tasks", "tune", "budget", "bank", "student", "machine")
 LAST_LESSON = "task"  # of every student; what it reads before that is its first lesson
 LEVEL = 0.05  # of p, after Holm's correction
@@ -47,21 +52,25 @@ def compare(results: Results, a: str, b: str, tasks: Sequence[str], null: float 
     """How much better arm `a` is than arm `b` with equal seeds: over tasks and seeds, then in each task over its seeds.
 
     `p` is that of a difference of `null`. `planned`, `pairs` and `pending` count pairs planned, pairs compared, and
-    trainings still to come.
+    trainings still to come. `rows` says whether rows were drawn too, which takes the answers of every training of both;
+    then, of classes, `mcnemar` has the exact p of every pair.
     """
     by_task = {task: _differences(results, task, a, b) for task in tasks}
+    drawn = {task: _drawn(results, task, a, b) for task in tasks}
     return {
         "a": a,
         "b": b,
         "planned": sum(len(results.seeds(task)) for task in tasks),
         "pending": results.pending(tasks, (a, b)),
-        **_evidence(list(by_task.values()), null),
+        **_evidence(list(by_task.values()), null, list(drawn.values())),
         "tasks": {
             task: {
                 "planned": len(results.seeds(task)),
                 "smallest": min(found, default=None),
                 "largest": max(found, default=None),
-                **_evidence([found], null),
+                "rows": drawn[task] is not None,
+                "mcnemar": _mcnemar(results, task, a, b) if drawn[task] is not None else None,
+                **_evidence([found], null, [drawn[task]]),
             }
             for task, found in by_task.items()
         },
@@ -70,16 +79,44 @@ def compare(results: Results, a: str, b: str, tasks: Sequence[str], null: float 
 
 def _differences(results: Results, task: str, a: str, b: str) -> list[float]:
     first, second = results.scores(task, a), results.scores(task, b)
-    return [first[seed] - second[seed] for seed in first if seed in second]
+    return [first[seed] - second[seed] for seed in _seeds(results, task, a, b)]
 
 
-def _evidence(groups: Sequence[Sequence[float]], null: float) -> dict[str, Any]:
+def _seeds(results: Results, task: str, a: str, b: str) -> list[int]:
+    first, second = results.scores(task, a), results.scores(task, b)
+    return [seed for seed in first if seed in second]
+
+
+def _drawn(results: Results, task: str, a: str, b: str) -> Drawn | None:
+    """The differences (R, seeds) on other draws of the rows; None where the answers of a training are not known."""
+    pairs = _answers(results, task, a, b)
+    if not pairs:
+        return None
+    metric = results.metrics(task)[0]
+    return np.stack([redrawn(first, metric) - redrawn(second, metric) for first, second in pairs], axis=1)
+
+
+def _mcnemar(results: Results, task: str, a: str, b: str) -> list[float] | None:
+    pairs = _answers(results, task, a, b)
+    return None if pairs[0][0].classes == 1 else [mcnemar_of(*pair) for pair in pairs]
+
+
+def _answers(results: Results, task: str, a: str, b: str) -> list[tuple[RowAnswers, RowAnswers]]:
+    """Of every pair of trainings; none of them if one is missing."""
+    seeds = _seeds(results, task, a, b)
+    found = [(results.rows.get((task, a, seed)), results.rows.get((task, b, seed))) for seed in seeds]
+    whole = [(one, two) for one, two in found if one is not None and two is not None and same_rows(one, two)]
+    return whole if len(whole) == len(seeds) else []
+
+
+def _evidence(groups: Sequence[Sequence[float]], null: float, redrawn: Sequence[Drawn | None]) -> dict[str, Any]:
     """Of the tasks that have pairs; a single pair has a difference, but no interval."""
     known = [group for group in groups if group]
     pairs = sum(map(len, known))
     if pairs < 2:
         return {"pairs": pairs, "difference": known[0][0] if known else None, "low": None, "high": None, "p": None}
-    found, p = hierarchical_difference(known, null)
+    drawn = [one for one, group in zip(redrawn, groups, strict=True) if group]
+    found, p = hierarchical_difference(known, null, redrawn=drawn)
     return {"pairs": pairs, "difference": found.mean, "low": found.low, "high": found.high, "p": p}
 
 

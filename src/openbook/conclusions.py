@@ -51,6 +51,25 @@ def census(s: Summary) -> str:
     )
 
 
+def drawn_rows(s: Summary) -> str:
+    """Whether the intervals hold what other rows of the same tasks would change; where not, for want of what."""
+    pairs = {(pair["a"], pair["b"]): pair["tasks"] for one in s["hypotheses"] for pair in one["pairs"]}
+    known = {pair: [task for task in tasks if tasks[task]["rows"]] for pair, tasks in pairs.items()}
+    without = {
+        pair: [task for task in tasks if tasks[task]["pairs"] and not tasks[task]["rows"]]
+        for pair, tasks in pairs.items()
+    }
+    if not any(known.values()):
+        return (
+            "Rows are not drawn, since what was said of each was not kept: what others would change is in no interval."
+        )
+    told = "Rows of the reported split are drawn too, the same for all trainings of a task"
+    lacking = [
+        f"{a} − {b} ({', '.join(task_title(s, task) for task in tasks)})" for (a, b), tasks in without.items() if tasks
+    ]
+    return f"{told}, but not where what was said of each was not kept: {', '.join(lacking)}." if lacking else f"{told}."
+
+
 def trainings(s: Summary) -> list[str]:
     """What is wrong with the final trainings: failed, still to come, unlike their siblings, not of the plan."""
     runs = s["runs"]

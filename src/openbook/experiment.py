@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from openbook.cells import Experiment, is_done, key_of, prepare, read_cell, train_cell
+from openbook.cells import Experiment, is_done, keep, key_of, prepare, read_cell, train_cell
 from openbook.checkpoint import read_json, write_json
 from openbook.console import console, track
 from openbook.courses import CORPUS
@@ -67,7 +67,7 @@ def finish_task(experiment: Experiment, task: str, arms: Sequence[str]) -> None:
     reading = with_all_seeds(arm for arm in arms if grid.arms[arm].students_of is not None)
     open_books(experiment, reading, f"{task}: opening books")
     for one in (*final, *reading):
-        shutil.copyfile(experiment.record_of(one), experiment.folder_of(task, one.arm) / f"seed-{one.seed}.json")
+        keep(experiment, one)
     console.print(table(experiment, [task]))
     shutil.rmtree(experiment.root / "store" / "teacher_outputs", ignore_errors=True)  # tens of gigabytes a task
 

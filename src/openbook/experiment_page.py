@@ -15,6 +15,7 @@ from openbook.conclusions import (
     census,
     claim,
     cost,
+    drawn_rows,
     metric_of,
     opening,
     peak,
@@ -66,6 +67,7 @@ def figures(summary: Summary) -> dict[str, str]:
 
 
 def _context(s: Summary) -> dict[str, Any]:
+    by_task = tables.pairs_by_task(s)
     return {
         "s": s,
         "opening": opening(s),
@@ -74,7 +76,8 @@ def _context(s: Summary) -> dict[str, Any]:
         "rows": {task_title(s, task): rows_of(s, task) for task in s["tasks"]},
         "metrics": tables.metrics(s),
         "pairs": tables.pairs(s),
-        "pairs_by_task": tables.pairs_by_task(s),
+        "pairs_by_task": by_task,
+        "has_mcnemar": tables.MCNEMAR in by_task,
         "curves": [_curve(s, number, curve) for number, curve in enumerate(s["curves"], start=1)],
         "agreement": tables.agreement(s),
         "terms": tables.terms(s),
@@ -90,6 +93,7 @@ def _context(s: Summary) -> dict[str, Any]:
         "trainings": trainings(s),
         "seeds": tables.seeds(s),
         "coverage": COVERAGE,
+        "drawn_rows": drawn_rows(s),
         "machine": ", ".join(f"{name} {value}" for name, value in (s["machine"] or {}).items()),
     }
 

@@ -29,6 +29,7 @@ CORPUS_FACTS = {
     "sample_words": "measured on words",
     "seconds": "seconds to build",
 }
+MCNEMAR = "McNemar's p, by seed"
 SHARES = ("unique_fraction", "distinct_1", "distinct_2", "distinct_3", "overlap")
 
 
@@ -105,7 +106,7 @@ def pairs(s: Summary) -> Columns:
 def pairs_by_task(s: Summary) -> Columns:
     """The same in each task, over its seeds."""
     different = {(pair["a"], pair["b"]): pair for _, pair in _pairs(s)}
-    return _columns(
+    columns = _columns(
         {
             "pair": f"{pair['a']} − {pair['b']}",
             "task": task_title(s, task),
@@ -114,10 +115,12 @@ def pairs_by_task(s: Summary) -> Columns:
             "smallest": _signed(found["smallest"]),
             "largest": _signed(found["largest"]),
             "seeds": f"{found['pairs']} of {found['planned']}",
+            MCNEMAR: ", ".join(f"{p:.2g}" for p in found["mcnemar"] or ()) or NOTHING,
         }
         for pair in different.values()
         for task, found in pair["tasks"].items()
     )
+    return columns if set(columns.get(MCNEMAR, ())) - {NOTHING} else {k: v for k, v in columns.items() if k != MCNEMAR}
 
 
 def curve(found: Mapping[str, Any]) -> Columns:

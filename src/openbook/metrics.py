@@ -373,12 +373,17 @@ def paired_difference(
 
 
 def hierarchical_difference(
-    groups: Sequence[Sequence[float]], null: float = 0.0, draws: int = 10_000, seed: int = 0
+    groups: Sequence[Sequence[float]],
+    null: float = 0.0,
+    draws: int = 10_000,
+    seed: int = 0,
+    redrawn: Sequence[Array | None] = (),
 ) -> tuple[Difference, float]:
     """Mean over tasks of their mean paired difference, its 95 % interval, and the p of its being `null`.
 
     `groups` holds one difference a seed for every task. Percentile bootstrap in two steps (contextualized corpus,
-    section 7.2): tasks are drawn with replacement, then seeds within each drawn task; with one task, seeds only.
+    section 7.2): tasks are drawn with replacement, then seeds within each drawn task; with one task, seeds only. Where
+    `redrawn` holds a task's differences (R, seeds) on R other draws of its rows, one of them is drawn beside the seeds.
     p is twice the smaller tail of these means, shifted so that `null` is true, beyond the observed one. It is at least
     1 / (draws + 1), and at least 2^(1 - n) with n differences, as in a test of their signs: a bootstrap of three equal
     signs would call anything certain. Raises UsageError for an empty group or fewer than two differences.
@@ -394,7 +399,9 @@ def hierarchical_difference(
     for drawn in random.integers(len(values), size=(len(values), draws)):
         for task, group in enumerate(values):
             here = np.flatnonzero(drawn == task)
-            means[here] += group[random.integers(len(group), size=(len(here), len(group)))].mean(axis=1)
+            own = group[None] if not redrawn or redrawn[task] is None else np.asarray(redrawn[task])
+            rows = random.integers(len(own), size=(len(here), 1)) if len(own) > 1 else np.zeros((1, 1), np.int64)
+            means[here] += own[rows, random.integers(len(group), size=(len(here), len(group)))].mean(axis=1)
     means /= len(values)
     return with_p(observed, means, null, count)
 

@@ -6,11 +6,12 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from openbook.config import UsageError
+from openbook.row_answers import RowAnswers
 
 Key = tuple[str, str, int]  # task, arm, seed
 GRID = "grid.json"
@@ -25,6 +26,7 @@ class Results:
     folder: Path
     grid: Mapping[str, Any]
     found: Mapping[Key, Mapping[str, Any]]
+    rows: Mapping[Key, RowAnswers] = field(default_factory=dict)  # what was said of each reported row, where kept
 
     def tasks(self, *arms: str) -> list[str]:
         """Those that all these arms are planned for."""
@@ -86,7 +88,23 @@ def load(folder: Path) -> Results:
     results = Results(folder, grid, {})
     paths = {key: folder / key[0] / key[1] / f"seed-{key[2]}.json" for key in results.plan()}
     found = {key: _training(path, key, results.metrics(key[0])) for key, path in paths.items() if path.exists()}
-    return Results(folder, grid, found)
+    rows = {key: kept for key in found if (kept := _rows(folder, key, found[key], results.metrics(key[0])[0]))}
+    return Results(folder, grid, found, rows)
+
+
+def rows_file(folder: Path, key: Key) -> Path:
+    """Where the answers of a final training lie: beside the records of all trainings, small, and not to be kept."""
+    task, arm, seed = key
+    return folder / task / arm / "runs" / f"seed-{seed}.npz"
+
+
+def _rows(folder: Path, key: Key, run: Mapping[str, Any], metric: str) -> RowAnswers | None:
+    """None where there are none, or those of another training: then they do not give its score."""
+    path = rows_file(folder, key)
+    if run["status"] != "ok" or not path.exists():
+        return None
+    kept = RowAnswers.load(path)
+    return kept if kept.gives(metric, run["scores"][metric]) else None
 
 
 def _check_grid(grid: Mapping[str, Any], path: Path) -> None:
