@@ -135,9 +135,8 @@ def test_what_a_form_costs_in_accuracy_is_told_against_whole_keys() -> None:
     queries = synthetic_book.near(base.keys, 80)
     gold = synthetic_book.soft_labels(queries).argmax(axis=1)
     retrieval = book.Retrieval(top_k=4, temperature=0.1, beta=1.0)
-    told = book_accuracy.scores(
-        base, queries, np.eye(6)[gold], gold, "accuracy", retrieval, synthetic_book.forms_of(64)
-    )
+    asked = book_accuracy.Asked(queries, np.eye(6)[gold], gold, "accuracy")
+    told = book_accuracy.scores(base, asked, retrieval, synthetic_book.forms_of(64))
     assert list(told) == ["fp32", "fp16", "sq8", "pca-32", "pq-32", "12 prototypes"]
     assert told["12 prototypes"]["bytes"] == 12 * (4 * 64 + 8 + 4 * 6 + 4)
     assert told["12 prototypes"]["recall"] is None
@@ -160,9 +159,13 @@ def test_a_book_that_tuning_closed_is_judged_as_if_it_were_opened(beta: float, m
     gold = synthetic_book.soft_labels(queries).argmax(axis=1)
     kept = {"retrieval": {"top_k": 1, "temperature": 0.02, "beta": beta}}
     rows = [Example(f"row/{place}", f"text {place}", label=int(label)) for place, label in enumerate(gold)]
-    heard = Answers(np.zeros((80, 6), np.float32), queries, gold)
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(64, 64)))[0]  # of a student with its own projection
+    heard = Answers(np.zeros((80, 6), np.float32), queries @ turn, gold)
     opened = SimpleNamespace(
-        base=replace(base, manifest=base.manifest | kept), kind="classification", read=lambda texts: heard
+        base=replace(base, manifest=base.manifest | kept),
+        kind="classification",
+        read=lambda texts: heard,
+        projection=(turn, np.zeros(64)),
     )
     task = SimpleNamespace(holdout=rows, kind="classification", metric="accuracy")
     monkeypatch.setattr(book_accuracy, "load_recipe", lambda path: None)
@@ -172,6 +175,7 @@ def test_a_book_that_tuning_closed_is_judged_as_if_it_were_opened(beta: float, m
     assert found["closed"] == (beta == 1)
     assert found["retrieval"]["beta"] < 1
     assert (found["retrieval"]["top_k"] > 1) == (beta == 1), "not the one neighbour of a book that nobody opens"
+    assert found["forms"]["fp32"]["neighbours"] > 0.5, "it asks by the projection"
     assert any(form["with_student_points_lost"] for form in found["forms"].values())
     table = book.quality_of(found)
     assert ("tuning had closed the book" in str(table.caption)) == (beta == 1)
