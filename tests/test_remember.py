@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from scipy.special import softmax
 from torch import nn
 
 from openbook import keys
@@ -200,6 +201,17 @@ def test_the_teacher_finds_the_place_and_names_the_label_where_it_is_at_hand(run
     np.testing.assert_allclose(book.base.values[-3:], teacher.predict_proba(NEW), atol=1e-6)
     weight = torch.randn(16, 32, generator=torch.Generator().manual_seed(3)).numpy()
     np.testing.assert_allclose(book.base.keys[-3:], normalise(teacher.read(NEW).embedding @ weight.T), atol=1e-5)
+
+
+def test_what_the_teacher_says_is_as_soft_as_the_books_other_values(run: Path) -> None:
+    base = store.load(run / "knowledge_base")
+    store.save(replace(base, manifest={**base.manifest, "value_temperature": 2.0}), run / "knowledge_base")
+    book = OpenBook.from_pretrained(run)
+    teacher = book.teacher()
+    assert teacher is not None
+    book.remember(NEW)
+    assert book.base is not None
+    np.testing.assert_allclose(book.base.values[-3:], softmax(teacher.read(NEW).logits / 2, axis=1), atol=1e-6)
 
 
 @pytest.fixture

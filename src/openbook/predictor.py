@@ -170,12 +170,11 @@ class OpenBook:
         """Add texts to the book: from the next prediction on they are looked up. Nothing is trained.
 
         `labels` are a person's: names, lists of names where several may apply, or scores in regression, one for each
-        text (for one text, one label). Without
-        them, what the teacher says is kept. Entries are found as those of the book are: by the student's own embedding,
-        or by the teacher's. Each counts as much as `weight` others that are equally near: a correction among many that
-        say otherwise needs more than 1. Raises UsageError, and changes nothing, for unknown labels, ids or texts that
-        are there already, where the teacher is needed and its folder is not beside the student's, and for a book that
-        is not in a folder.
+        text (for one text, one label). Without them, what the teacher says is kept, as soft as the book's other values.
+        Entries are found as those of the book are: by the student's own embedding, or by the teacher's. Each counts as
+        much as `weight` others that are equally near: a correction among many that say otherwise needs more than 1.
+        Raises UsageError, and changes nothing, for unknown labels, ids or texts that are there already, where the
+        teacher is needed and its folder is not beside the student's, and for a book that is not in a folder.
         """
         if not 0 < weight < np.inf:
             raise UsageError(f"weight={weight}: an entry counts as much as so many others; give a number above 0")
@@ -190,7 +189,8 @@ class OpenBook:
             teacher = self._asked("label" if own else "find", book.base)
             heard = teacher.read(rows)
             keys = keys if own else teacher.keys(heard)
-            values = values_of(self.kind, heard.logits) if values is None else values
+            if values is None:
+                values = values_of(self.kind, heard.logits, book.base.manifest.get("value_temperature", 1.0))
         told = joined(rows)
         names = tuple(ids) if ids is not None else tuple(f"{REMEMBERED}/{digest_text(text)[:16]}" for text in told)
         about = {name: book.base.manifest[name] for name in ("kind", "labels", "key_space")}
