@@ -61,6 +61,17 @@ def test_tenths_are_pooled_over_tasks_and_seeds(folder: Path) -> None:
     assert near == {"similarity": pytest.approx(0.8), "better": 8, "worse": 0, "rows": 30}
 
 
+def test_tenths_leave_out_scores_which_hardly_ever_stay_as_they_were(folder: Path) -> None:
+    grid = json.loads((folder / "grid.json").read_text())
+    grid["tasks"]["cola"]["metric"] = "spearmanr"
+    write(folder / "grid.json", grid)
+    [run] = (folder / "cola" / "A5").glob("*.json")
+    write(run, json.loads(run.read_text()) | {"scores": {"spearmanr": 0.5}})
+    [far, near] = by_similarity(load(folder))["A5"]
+    assert (far["worse"], near["rows"]) == (3, 20)
+    assert openings(load(folder))["cola"]["A5"]["worse"] == 4
+
+
 def test_the_page_tells_them_where_there_is_a_book(folder: Path) -> None:
     page = render(folder)
     assert "## The books" in page

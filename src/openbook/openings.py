@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from openbook.metrics import OF_KIND
 from openbook.results import Results
 
 Opening = Mapping[str, Any]
@@ -26,10 +27,14 @@ def openings(results: Results) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def by_similarity(results: Results) -> dict[str, list[dict[str, float]]]:
-    """By arm, over all tasks and seeds: what opening did to each tenth of the rows, those far from entries first."""
+    """By arm, over all tasks of classes and seeds: what opening did to each tenth of the rows, the farthest first.
+
+    Scores are left out: nearly every one comes nearer to the truth or goes farther, so they would outnumber answers.
+    """
     found = {}
     for arm in results.grid["arms"]:
-        books = [book for task in results.tasks(arm) for book in _books(results, task, arm)]
+        tasks = [task for task in results.tasks(arm) if results.metrics(task)[0] not in OF_KIND["regression"]]
+        books = [book for task in tasks for book in _books(results, task, arm)]
         if books:
             tenths = zip(*(book["if_opened"]["buckets"] for book in books), strict=False)
             found[arm] = [_pooled(tenth) for tenth in tenths]
