@@ -68,7 +68,7 @@ def book(
         Path | None, typer.Option("--swap", help="Put the entries of another book's folder in place of all.")
     ] = None,
     compact: Annotated[bool, typer.Option("--compact", help="Write it anew, without what was removed.")] = False,
-    form: Annotated[str | None, typer.Option("--form", help="With --compact: fp16, sq8, pca-64, pq-64.")] = None,
+    form: Annotated[str | None, typer.Option("--form", help="With --compact: fp16, sq8, pca-64, opq-64.")] = None,
     keys: Annotated[
         str | None, typer.Option("--keys", help="student: find every entry by the student's own embedding.")
     ] = None,

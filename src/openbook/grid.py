@@ -32,7 +32,7 @@ class BookReading(Settings):
     )
     modes: tuple[Literal["constant", "gate", "bucket"], ...] = ("constant",)
     skips: tuple[Literal["none", "safe", "confident"], ...] = ("none",)
-    form: str = Field("fp32", description="of the keys: fp32, fp16, sq8, pca-64, pq-64 or another number")
+    form: str = Field("fp32", description="of the keys: fp32, fp16, sq8, pca-64, opq-64, pq-64 or other numbers")
     prototypes: Annotated[int, Field(ge=1)] | None = Field(None, description="so many means in place of the entries")
     closed: bool = Field(False, description="a control: no book, but a bias for every class, tuned alike")
 

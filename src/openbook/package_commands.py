@@ -18,7 +18,7 @@ def package(
         "runs/quickstart"
     ),
     form: Annotated[
-        str | None, typer.Option("--form", help="How the book's keys are stored: fp32, fp16, sq8, pca-64, pq-64.")
+        str | None, typer.Option("--form", help="How the book's keys are stored: fp32, fp16, sq8, pca-64, opq-64.")
     ] = None,
     torch_weights: Annotated[
         bool, typer.Option("--torch-weights/--no-torch-weights", help="With them, or for ONNX Runtime alone.")

@@ -129,7 +129,7 @@ def refuse_early(run: Path, output: Path, choices: Choices) -> None:
     if not choices.torch_weights and not (run / "student" / EXPORT / RECORD).is_file():
         raise UsageError(f"--no-torch-weights: nothing else would be left; `openbook export --model {run}` first")
     if choices.form is not None and not dtype_of(choices.form):
-        raise UsageError(f"--form {choices.form!r} is unknown; choose fp32, fp16, sq8, or pca-64, pq-64 and the like")
+        raise UsageError(f"--form {choices.form!r} is unknown; choose fp32, fp16, sq8, or pca-64, opq-64 and the like")
     if choices.licence is not None and not LICENCE.fullmatch(choices.licence):
         raise UsageError(f"--license {choices.licence!r} is no identifier such as apache-2.0 or cc-by-4.0")
     if choices.wheel is not None:

@@ -242,7 +242,7 @@ class OpenBook:
         return edit
 
     def compact(self, form: str | None = None) -> Edit:
-        """Delete for good what was removed, and store keys in `form` if given: fp16, sq8, pca-64, pq-64."""
+        """Delete for good what was removed, and store keys in `form` if given: fp16, sq8, pca-64, opq-64."""
         folder = self._folder()
         edit = editing.compact(folder, form)
         build_index(folder)

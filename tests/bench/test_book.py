@@ -84,7 +84,7 @@ def test_targets_are_met_or_missed_and_shown(result: dict[str, Any]) -> None:
     assert met["tiny, 200 entries, batch 4: overhead"] is False
     assert met["tiny, 1,200 entries: missed neighbours"] is True
     counts = [table.row_count for table in book.tables(result)]
-    assert counts == [2 * (3 + 4), 2, 6, 3, 1, len(result["targets"])]
+    assert counts == [2 * (3 + 4), 2, 7, 3, 1, len(result["targets"])]
 
 
 def test_what_fits_in_a_quarter_of_the_student_is_judged_for_the_largest_book_and_aimed_at(
@@ -137,7 +137,7 @@ def test_what_a_form_costs_in_accuracy_is_told_against_whole_keys() -> None:
     retrieval = book.Retrieval(top_k=4, temperature=0.1, beta=1.0)
     asked = book_accuracy.Asked(queries, np.eye(6)[gold], gold, "accuracy")
     told = book_accuracy.scores(base, asked, retrieval, synthetic_book.forms_of(64))
-    assert list(told) == ["fp32", "fp16", "sq8", "pca-32", "pq-32", "12 prototypes"]
+    assert list(told) == ["fp32", "fp16", "sq8", "pca-32", "pq-32", "opq-32", "12 prototypes"]
     assert told["12 prototypes"]["bytes"] == 12 * (4 * 64 + 8 + 4 * 6 + 4)
     assert told["12 prototypes"]["recall"] is None
     assert told["12 prototypes"]["neighbours_points_lost"] > 0

@@ -24,7 +24,7 @@ from openbook.knowledge_base.store import Reader, load, save
 from openbook.types import KnowledgeBase
 
 QUERY = np.array([(0.8, 0.6)])
-FORMS = ("fp32", "fp16", "pca-1", "sq8", "pq-1")
+FORMS = ("fp32", "fp16", "pca-1", "sq8", "pq-1", "opq-1")
 
 
 @pytest.fixture

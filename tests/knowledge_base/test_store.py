@@ -16,7 +16,7 @@ from openbook.knowledge_base import editing
 from openbook.knowledge_base.store import KnowledgeBase, Reader, check_fits, load, save
 
 FIELDS = ("keys", "values", "ids", "texts", "weights", "origins")
-FORMS = ("fp32", "fp16", "pca-1", "sq8", "pq-1")
+FORMS = ("fp32", "fp16", "pca-1", "sq8", "pq-1", "opq-1")
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_a_projected_base_has_its_basis_and_the_queries_dimension(base, tmp_path
     np.testing.assert_allclose(loaded.keys, base.keys @ loaded.basis, atol=1e-3)
 
 
-@pytest.mark.parametrize("form", ["sq8", "pca-1", "pq-1"])
+@pytest.mark.parametrize("form", ["sq8", "pca-1", "pq-1", "opq-1"])
 def test_what_a_form_has_lost_is_not_made_up_again(base, tmp_path, form):
     save(base, tmp_path / "kb", form)
     with pytest.raises(UsageError, match=f"form='fp32'.*{form}.*build"):
@@ -325,7 +325,7 @@ def test_strings_that_cannot_be_used_are_refused(folder, field, content, message
         load(folder)
 
 
-@pytest.mark.parametrize("form", ["sq8", "pca-1", "pq-1"])
+@pytest.mark.parametrize("form", ["sq8", "pca-1", "pq-1", "opq-1"])
 def test_constants_of_another_shape_or_beyond_numbers_are_refused(base, tmp_path, form):
     for number, change in enumerate((lambda array: array[:0], lambda array: array * np.float32(np.nan))):
         folder = tmp_path / str(number)

@@ -8,7 +8,7 @@ from typing import Any
 ALONE, EXACT, POLICY, SKIPPING, COMPACT = "alone", "exact", "policy", "policy, skipping", "pca-64"
 LARGEST = 67_000  # entries up to which a compact book is to be small and exact
 QUARTER = 0.25  # of the student's bytes
-EXACT_FIRST = ("fp32", "fp16", "sq8", "pca-64", "pq-64", "pca-32", "pq-32")
+EXACT_FIRST = ("fp32", "fp16", "sq8", "pca-64", "opq-64", "pq-64", "pca-32", "opq-32", "pq-32")
 LIMITS = {("6 x 768", 32): 0.03, ("6 x 768", 1): 0.10, ("3 x 128", 32): 0.25}  # of the median overhead
 
 

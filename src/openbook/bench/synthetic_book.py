@@ -62,5 +62,7 @@ def noise_of(random: np.random.Generator, count: int, width: int, graded: bool) 
 
 
 def forms_of(width: int) -> list[str]:
-    sized = [f"{kind}-{size}" for kind in ("pca", "pq") for size in (32, 64) if size < width and width % size == 0]
+    sized = [
+        f"{kind}-{size}" for kind in ("pca", "pq", "opq") for size in (32, 64) if size < width and width % size == 0
+    ]
     return ["fp32", "fp16", "sq8", *sized]

@@ -20,6 +20,7 @@ CENTROIDS = 256  # of every part of a key: its number is one byte
 BINS = 10  # of scores, in place of classes
 ROUNDS = 10  # of k-means
 TAUGHT = 64  # keys a centroid that take part in k-means, at most
+TINY = 1e-12  # of the largest variance: less counts as this
 
 
 def fit(keys: NDArray[np.float32], form: str) -> Constants:
@@ -28,7 +29,9 @@ def fit(keys: NDArray[np.float32], form: str) -> Constants:
     `fp32` and `fp16` nothing; `pca-R` the `basis` (d, R) of the R largest singular values of the keys themselves,
     not of their distances to the mean, which would reorder neighbours; `sq8` `low` and `step` (d,), which cut the range
     of every dimension into 255; `pq-P` the `codebooks` (P, 256, d / P) of k-means in each of P parts of a key (Jegou,
-    Douze and Schmid, 2011). Raises UsageError for a form that does not exist or does not fit d.
+    Douze and Schmid, 2011); `opq-P` the same of turned keys, and their `rotation` (d, d), which shares what varies most
+    out over the parts (Ge, He, Ke and Sun, Optimized Product Quantization, 2013, the parametric solution). Raises
+    UsageError for a form that does not exist or does not fit d.
     """
     kind, size = _parse(form, keys.shape[1])
     if kind == "pca":
@@ -38,6 +41,9 @@ def fit(keys: NDArray[np.float32], form: str) -> Constants:
         return {"low": low, "step": np.asarray((high - low) / 255, dtype=np.float32)}
     if kind == "pq":
         return {"codebooks": _codebooks(keys, size)}
+    if kind == "opq":
+        rotation = _rotation(keys, size)
+        return {"rotation": rotation, "codebooks": _codebooks(keys @ rotation, size)}
     return {}
 
 
@@ -54,6 +60,8 @@ def encode(keys: NDArray[np.float32], form: str, constants: Constants) -> NDArra
         return np.clip(np.rint((keys - constants["low"]) / step), 0, 255).astype(np.uint8)
     if kind == "pq":
         return _nearest_centroids(keys, constants["codebooks"])
+    if kind == "opq":
+        return _nearest_centroids(keys @ constants["rotation"], constants["codebooks"])
     return keys.astype(np.float32 if kind == "fp32" else np.float16)
 
 
@@ -64,10 +72,10 @@ def decode(codes: NDArray[Any], form: str, constants: Constants) -> NDArray[np.f
     """
     if form == "sq8":
         return np.asarray(constants["low"] + codes * constants["step"], dtype=np.float32)
-    if form.startswith("pq-"):
+    if "codebooks" in constants:
         parts, _, width = constants["codebooks"].shape
-        found = constants["codebooks"][np.arange(parts), codes]  # (M, P, d / P)
-        return np.ascontiguousarray(found.reshape(len(codes), parts * width), dtype=np.float32)
+        found = constants["codebooks"][np.arange(parts), codes].reshape(len(codes), parts * width)  # (M, d)
+        return np.ascontiguousarray(found @ constants["rotation"].T if "rotation" in constants else found, np.float32)
     return codes.astype(np.float32)
 
 
@@ -80,6 +88,7 @@ def size_of(entries: int, dimensions: int, classes: int, form: str, weighted: bo
         "pca": (2 * size, 4 * dimensions * size),
         "sq8": (dimensions, 8 * dimensions),
         "pq": (size, 4 * CENTROIDS * dimensions),
+        "opq": (size, 4 * CENTROIDS * dimensions + 4 * dimensions**2),
     }[kind]
     return entries * (key + 8 + 4 * classes + 4 * weighted) + once
 
@@ -123,16 +132,18 @@ def prototypes(base: KnowledgeBase, count: int, seed: int, kind: WholeKind) -> K
 
 def _parse(form: str, dimensions: int) -> tuple[str, int]:
     """The name of a form and its number, 0 where it has none."""
-    found = re.fullmatch(r"(?:(fp32|fp16|sq8)|(pca|pq)-(\d{1,6}))", form)
+    found = re.fullmatch(r"(?:(fp32|fp16|sq8)|(pca|pq|opq)-(\d{1,6}))", form)
     if not found:
-        raise UsageError(f"form={form!r} is no form of keys; give fp32, fp16, sq8, pca-64 or pq-64, or another number")
+        raise UsageError(
+            f"form={form!r} is no form of keys; give fp32, fp16, sq8, pca-64, pq-64 or opq-64 (or other numbers)"
+        )
     plain, kind, number = found.groups()
     if plain:
         return plain, 0
     size = int(number)
     if not 1 <= size <= dimensions:
         raise UsageError(f"form={form!r}: keys have {dimensions} dimensions; give a number from 1 to {dimensions}")
-    if kind == "pq" and dimensions % size:
+    if kind in ("pq", "opq") and dimensions % size:
         raise UsageError(f"form={form!r}: keys of {dimensions} dimensions have no {size} equal parts; give a divisor")
     return kind, size
 
@@ -143,13 +154,32 @@ def _blocks(count: int) -> Iterator[slice]:
 
 def _basis(keys: NDArray[np.float32], rank: int) -> NDArray[np.float32]:
     """Eigenvectors (d, R) of keys' keys, largest first; the largest number of each is positive."""
+    vectors = _axes(keys)[1][:, :rank]
+    largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0)[None], axis=0)  # (1, R)
+    return np.ascontiguousarray(np.where(largest < 0, -vectors, vectors), dtype=np.float32)
+
+
+def _rotation(keys: NDArray[np.float32], parts: int) -> NDArray[np.float32]:
+    """Principal axes (d, d), of equal number a part: the next goes where the product of variances is least."""
+    variances, vectors = _axes(keys - keys.mean(axis=0) if len(keys) else keys)
+    sizes = np.log(np.maximum(variances / max(float(variances[0]), TINY), TINY) / TINY)
+    columns: list[list[int]] = [[] for _ in range(parts)]
+    products = np.zeros(parts)
+    for axis, size in enumerate(sizes):
+        part = min((one for one in range(parts) if len(columns[one]) < len(sizes) // parts), key=products.__getitem__)
+        columns[part].append(axis)
+        products[part] += size
+    return np.ascontiguousarray(vectors[:, np.concatenate(columns).astype(np.int64)], dtype=np.float32)
+
+
+def _axes(keys: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Eigenvalues (d,) and eigenvectors (d, d) of keys' keys, largest first."""
     moments = np.zeros((keys.shape[1], keys.shape[1]))
     for rows in _blocks(len(keys)):
         block = keys[rows].astype(np.float64)
         moments += block.T @ block
-    vectors = np.linalg.eigh(moments)[1][:, ::-1][:, :rank]
-    largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0)[None], axis=0)  # (1, R)
-    return np.ascontiguousarray(np.where(largest < 0, -vectors, vectors), dtype=np.float32)
+    values, vectors = np.linalg.eigh(moments)
+    return values[::-1], vectors[:, ::-1]
 
 
 def _codebooks(keys: NDArray[np.float32], parts: int) -> NDArray[np.float32]:

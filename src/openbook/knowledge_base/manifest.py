@@ -16,7 +16,14 @@ from openbook.config import UsageError, WholeKind
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 FLAT = {"keys": "keys.npy", "values": "values.npy", "ids": "ids.json", "texts": "texts.json"}  # all of version 1
-DTYPES = {"fp32": "float32", "fp16": "float16", "pca": "float16", "sq8": "uint8", "pq": "uint8"}  # of the stored keys
+DTYPES = {  # of the stored keys
+    "fp32": "float32",
+    "fp16": "float16",
+    "pca": "float16",
+    "sq8": "uint8",
+    "pq": "uint8",
+    "opq": "uint8",
+}
 STALE_SHARE = 0.1  # of the entries: tuned settings no longer hold when more have changed (specification, section 2.10)
 TRAIN = "train"  # where entries come from that do not say it
 
@@ -116,7 +123,7 @@ class Manifest(Description):
 
     @model_validator(mode="after")
     def form_is_known(self) -> Self:
-        if not re.fullmatch(r"fp32|fp16|sq8|(pca|pq)-\d{1,6}", self.form) or self.dtype != dtype_of(self.form):
+        if not re.fullmatch(r"fp32|fp16|sq8|(pca|pq|opq)-\d{1,6}", self.form) or self.dtype != dtype_of(self.form):
             raise ValueError(f"form {self.form!r} with keys of dtype {self.dtype!r}; this openbook knows no such form")
         return self
 
