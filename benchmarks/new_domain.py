@@ -32,6 +32,7 @@ from openbook.checkpoint import fingerprint, read_json, write_json
 from openbook.pipeline import execute
 from openbook.predictor import OpenBook
 from openbook.recipe import load_recipe, validate_recipe
+from openbook.retrieval.passages import key
 from openbook.workspace import RUN_FILE, Run
 
 DATA = Path(os.environ["OPENBOOK_DATA"]) / "tasks"
@@ -164,7 +165,7 @@ def compare(run: Path, pool: Rows, old: Rows, test: dict[str, Rows], folder: Pat
     for size, draw in ((size, draw) for size, draws in DRAWS.items() for draw in range(draws)):
         record = folder / f"{size}-{draw}.json"
         if not record.exists() or read_json(record).get("made_of") != origin:
-            rows = random.Random(draw).sample(pool, min(size, len(pool)))
+            rows = distinct(random.Random(draw).sample(pool, min(size, len(pool))), [old, *test.values()])
             choose, learn = rows[: len(rows) // 5], rows[len(rows) // 5 :]
             known = random.Random(draw).sample([row for row in old if row[0] not in held_out], len(learn))
             unseen = [row for row in old if row[0] in held_out]
@@ -180,6 +181,15 @@ def compare(run: Path, pool: Rows, old: Rows, test: dict[str, Rows], folder: Pat
         books = {keys: one["after"] for keys, one in told[-1]["book"].items()}
         print(record, json.dumps(books), json.dumps(told[-1]["training"]["after"]), flush=True)
     return told
+
+
+def distinct(rows: Rows, others: list[Rows]) -> Rows:
+    """Each text once, and none that lies in `others`: some do, in sets as they are published."""
+    taken = {key(text) for other in others for text, _ in other}
+    first: dict[str, tuple[str, str]] = {}
+    for text, label in rows:
+        first.setdefault(key(text), (text, label))
+    return [row for name, row in first.items() if name not in taken]
 
 
 def made_of(run: Path, pool: Rows, old: Rows, test: dict[str, Rows]) -> str:
