@@ -4,11 +4,12 @@
 
 Reviews: the student learned reviews of books; texts of another shop's department come in. Emotions: it learned four of
 the six of `emotion`; the others come in. Intents: it learned 120 of the 150 of clinc150; the others come in. Of every n
-labelled texts a fifth is used to choose (how the book is opened; rate and epochs of the fine-tuning), the rest is
-remembered, or learned from. Scores are on the reported split of the target, which chooses nothing. So that what was
-learned before is not given up unseen, as many held-out texts of the old kind help to choose, and the fine-tuning reads
-as many old training texts as new ones. The book is tried with its teacher's keys and with its student's. Runs and draws
-are kept below --folder; what is there stays as long as it was made from the same recipe and rows.
+labelled texts a fifth is used to choose (how the book is opened and how much a remembered text counts; rate and epochs
+of the fine-tuning), the rest is remembered, or learned from. Scores are on the reported split of the target, which
+chooses nothing. So that what was learned before is not given up unseen, as many held-out texts of the old kind help to
+choose, and the fine-tuning reads as many old training texts as new ones. The book is tried with its teacher's keys and
+with its student's. Runs and draws are kept below --folder; what is there stays as long as it was made from the same
+recipe and rows.
 
 Most of the time goes into 28 fine-tunings a part (7 draws, 4 choices). On one idle core the reviews, which are long,
 take about 75 minutes, the emotions 45 and the intents 35. Each part adds its results to --output.
@@ -22,6 +23,8 @@ import os
 import random
 import shutil
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ import torch
 
 from openbook.backends.pytorch import TorchBackend
 from openbook.checkpoint import fingerprint, read_json, write_json
+from openbook.knowledge_base.tuning import Tuned
 from openbook.pipeline import execute
 from openbook.predictor import OpenBook
 from openbook.recipe import load_recipe, validate_recipe
@@ -40,6 +44,7 @@ DRAWS = {50: 3, 200: 3, 1000: 1}  # by number of texts; the last is most of what
 WITHHELD = {"emotion": 2, "clinc150": 30}  # labels, of 6 and of 150
 RATES, EPOCHS = (1e-4, 3e-4), (3, 10)
 KEYS = ("teacher", "student")
+WEIGHTS = (1, 8, 64)  # of a remembered text
 
 Rows = list[tuple[str, str]]  # text, label
 
@@ -99,7 +104,7 @@ def accuracy(book: OpenBook, rows: Rows) -> float:
 
 
 def by_book(run: Path, keys: str, learn: Rows, choose: Rows, test: dict[str, Rows], place: Path) -> dict[str, Any]:
-    """Scores with the book before and after it was given these texts, and the seconds that took."""
+    """Scores with the book before and after it was given these texts, and the seconds that took, trials included."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     for name in ("student", "teacher", "teacher_outputs"):
@@ -110,14 +115,27 @@ def by_book(run: Path, keys: str, learn: Rows, choose: Rows, test: dict[str, Row
         book.rekey()
     before = {name: accuracy(book, rows) for name, rows in test.items()}
     book.teacher()  # loaded before the clock starts
+    names = [f"learned/{number}" for number in range(len(learn))]
+
+    def given(weight: float) -> Tuned:
+        book.remember([text for text, _ in learn], [label for _, label in learn], ids=names, weight=weight)
+        return book.tune([text for text, _ in choose], [label for _, label in choose])
+
     started = time.perf_counter()
-    book.remember([text for text, _ in learn], [label for _, label in learn])
-    remembered = time.perf_counter() - started
-    tuned = book.tune([text for text, _ in choose], [label for _, label in choose])
+    scores = {}
+    for weight in WEIGHTS:
+        tuned = given(weight)
+        scores[weight] = tuned.score if tuned.kept else tuned.baseline_score
+        book.forget(names)
+    tried = time.perf_counter() - started
+    best = max(WEIGHTS, key=lambda weight: scores[weight])
+    opened = given(best).retrieval.to_manifest()
     seconds = time.perf_counter() - started
     after = {name: accuracy(book, rows) for name, rows in test.items()}
-    retrieval = tuned.retrieval.to_manifest()
-    return {"before": before, "after": after, "seconds": seconds, "remember_seconds": remembered, "opened": retrieval}
+    return {
+        "before": before, "after": after, "seconds": seconds, "last_trial_seconds": seconds - tried, "weight": best,
+        "opened": opened,
+    }  # fmt: skip
 
 
 def by_training(run: Path, learn: Rows, choose: Rows, test: dict[str, Rows], seed: int) -> dict[str, Any]:
@@ -163,24 +181,39 @@ def compare(run: Path, pool: Rows, old: Rows, test: dict[str, Rows], folder: Pat
     origin = made_of(run, pool, old, test)
     told = []
     for size, draw in ((size, draw) for size, draws in DRAWS.items() for draw in range(draws)):
-        record = folder / f"{size}-{draw}.json"
-        if not record.exists() or read_json(record).get("made_of") != origin:
-            rows = distinct(random.Random(draw).sample(pool, min(size, len(pool))), [old, *test.values()])
-            choose, learn = rows[: len(rows) // 5], rows[len(rows) // 5 :]
-            known = random.Random(draw).sample([row for row in old if row[0] not in held_out], len(learn))
-            unseen = [row for row in old if row[0] in held_out]
-            choose = choose + random.Random(draw).sample(unseen, min(len(choose), len(unseen)))
-            found = {
-                "texts": len(rows), "draw": draw, "made_of": origin,
-                "book": {keys: by_book(run, keys, learn, choose, test, folder / "place") for keys in KEYS},
-                "training": by_training(run, learn + known, choose, test, draw),
-            }  # fmt: skip
-            record.parent.mkdir(parents=True, exist_ok=True)
-            write_json(record, found)
-        told.append(read_json(record))
-        books = {keys: one["after"] for keys, one in told[-1]["book"].items()}
-        print(record, json.dumps(books), json.dumps(told[-1]["training"]["after"]), flush=True)
+        rows = distinct(random.Random(draw).sample(pool, min(size, len(pool))), [old, *test.values()])
+        choose, learn = rows[: len(rows) // 5], rows[len(rows) // 5 :]
+        known = random.Random(draw).sample([row for row in old if row[0] not in held_out], len(learn))
+        unseen = [row for row in old if row[0] in held_out]
+        choose = choose + random.Random(draw).sample(unseen, min(len(choose), len(unseen)))
+        place = folder / f"{size}-{draw}"
+        found = {
+            f"book, {keys} keys": kept(
+                place / f"book-{keys}.json",
+                [*origin, WEIGHTS],
+                partial(by_book, run, keys, learn, choose, test, place / "run"),
+            )
+            for keys in KEYS
+        }
+        found["training"] = kept(
+            place / "training.json",
+            [*origin, RATES, EPOCHS],
+            partial(by_training, run, learn + known, choose, test, draw),
+        )
+        told.append({"texts": len(rows), "draw": draw, **found})
+        print(folder.name, size, draw, json.dumps({name: one["after"] for name, one in found.items()}), flush=True)
     return told
+
+
+def kept(record: Path, made_of: list[Any], way: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What lies in `record` if it was made of the same, else what `way` finds now."""
+    digest = fingerprint(made_of)
+    if not record.exists() or read_json(record).pop("made_of") != digest:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        write_json(record, {**way(), "made_of": digest})
+    found = read_json(record)
+    del found["made_of"]
+    return found
 
 
 def distinct(rows: Rows, others: list[Rows]) -> Rows:
@@ -192,11 +225,11 @@ def distinct(rows: Rows, others: list[Rows]) -> Rows:
     return [row for name, row in first.items() if name not in taken]
 
 
-def made_of(run: Path, pool: Rows, old: Rows, test: dict[str, Rows]) -> str:
-    """Digest of the recipe, of its data, and of what else decides a draw."""
+def made_of(run: Path, pool: Rows, old: Rows, test: dict[str, Rows]) -> list[Any]:
+    """The recipe, its data, and what else decides a draw."""
     recipe = load_recipe(run / RUN_FILE)
     settings = recipe.model_dump(mode="json", exclude={"name"})
-    return fingerprint([settings, Run(recipe, run).task_digest, pool, old, test, RATES, EPOCHS, KEYS])
+    return [settings, Run(recipe, run).task_digest, pool, old, test]
 
 
 def reviews(folder: Path) -> dict[str, Any]:
