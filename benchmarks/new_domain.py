@@ -32,7 +32,6 @@ import torch
 
 from openbook.backends.pytorch import TorchBackend
 from openbook.checkpoint import fingerprint, read_json, write_json
-from openbook.knowledge_base.tuning import Tuned
 from openbook.pipeline import execute
 from openbook.predictor import OpenBook
 from openbook.recipe import load_recipe, validate_recipe
@@ -104,7 +103,7 @@ def accuracy(book: OpenBook, rows: Rows) -> float:
 
 
 def by_book(run: Path, keys: str, learn: Rows, choose: Rows, test: dict[str, Rows], place: Path) -> dict[str, Any]:
-    """Scores with the book before and after it was given these texts, and the seconds that took, trials included."""
+    """Scores with the book before and after it was given these texts, and the seconds that took."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     for name in ("student", "teacher", "teacher_outputs"):
@@ -115,26 +114,14 @@ def by_book(run: Path, keys: str, learn: Rows, choose: Rows, test: dict[str, Row
         book.rekey()
     before = {name: accuracy(book, rows) for name, rows in test.items()}
     book.teacher()  # loaded before the clock starts
-    names = [f"learned/{number}" for number in range(len(learn))]
-
-    def given(weight: float) -> Tuned:
-        book.remember([text for text, _ in learn], [label for _, label in learn], ids=names, weight=weight)
-        return book.tune([text for text, _ in choose], [label for _, label in choose])
-
     started = time.perf_counter()
-    scores = {}
-    for weight in WEIGHTS:
-        tuned = given(weight)
-        scores[weight] = tuned.score if tuned.kept else tuned.baseline_score
-        book.forget(names)
-    tried = time.perf_counter() - started
-    best = max(WEIGHTS, key=lambda weight: scores[weight])
-    opened = given(best).retrieval.to_manifest()
+    book.remember([text for text, _ in learn], [label for _, label in learn])
+    remembered = time.perf_counter() - started
+    tuned = book.tune([text for text, _ in choose], [label for _, label in choose], weights=WEIGHTS)
     seconds = time.perf_counter() - started
-    after = {name: accuracy(book, rows) for name, rows in test.items()}
     return {
-        "before": before, "after": after, "seconds": seconds, "last_trial_seconds": seconds - tried, "weight": best,
-        "opened": opened,
+        "before": before, "after": {name: accuracy(book, rows) for name, rows in test.items()}, "seconds": seconds,
+        "remember_seconds": remembered, "weight": tuned.weight, "opened": tuned.retrieval.to_manifest(),
     }  # fmt: skip
 
 

@@ -111,6 +111,19 @@ def test_books_are_merged_swapped_and_compared(run: Path, ask: Ask, tokenizer: A
     assert "entries    1 (remembered 1)" in ask("book", "--model", run)[0]
 
 
+def test_how_much_counts_what_was_remembered_is_chosen(run: Path, ask: Ask, refused: Callable[..., str]) -> None:
+    file = run / "rows.csv"
+    file.write_text("text,label\na play,good\na song,bad\n")
+    tune = ("book", "--tune", file, "--label", "label", "--model", run)
+    assert "weight=3: no entry of the book is remembered" in refused(*tune, "--weight", 3)
+    ask("remember", "a plot", "--label", "good", "--model", run)
+    assert "what was remembered counts" not in ask(*tune)[0]
+    told = " ".join(ask(*tune, "--weight", 3, "--weight", 5)[0].split())
+    assert "what was remembered counts 3 times" in told, "of equals the first"
+    assert OpenBook.from_pretrained(run).find("a plot")[0].weight == 3
+    assert "--weight is for --tune" in refused("book", "--weight", 3, "--model", run)
+
+
 def test_an_empty_book_says_so(run: Path, ask: Ask) -> None:
     alone = OpenBook(OpenBook.from_pretrained(run).backend).predict("a text")
     assert ask("predict", "a text", "--model", run)[1] == ""

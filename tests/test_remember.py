@@ -428,6 +428,69 @@ def test_tuning_opens_a_book_that_helps_and_closes_one_that_does_not(without_tea
     assert book.predict(texts) == alone
 
 
+@pytest.fixture
+def outnumbered(without_teacher: Path) -> tuple[OpenBook, list[str], list[str]]:
+    """A book whose training entries are nearer to some texts than what was remembered, and wrong; texts and labels."""
+    book = OpenBook.from_pretrained(without_teacher)
+    texts = [f"{word} {number}" for number in range(20) for word in ("fine", "poor")]
+    alone = OpenBook(book.backend).predict(texts)
+    labels = ["good" if label == "bad" else "bad" for label in alone]
+    again = [f"{text} once" for text in texts]
+    keys = normalise(book.read(again).embedding).astype(np.float32)
+    base = book.base
+    assert base is not None
+    ids = tuple(f"near/{place}" for place in range(40))
+    wrong = KnowledgeBase(keys, book.values(alone, 40), ids, tuple(f"{text} so" for text in again), base.manifest)
+    editing.add(without_teacher / "knowledge_base", wrong)
+    book.remember(texts, labels, weight=2)
+    return book, again, labels
+
+
+def test_tuning_chooses_how_much_counts_what_was_remembered(
+    outnumbered: tuple[OpenBook, list[str], list[str]], without_teacher: Path
+) -> None:
+    book, texts, labels = outnumbered
+    plain = book.tune(texts, labels)
+    assert plain.weight is None
+    assert set(book.base.weights[-40:]) == {2}
+    tuned = book.tune(texts, labels, weights=[0.5, 1000, 1])
+    assert (tuned.weight, tuned.kept) == (1000, True)
+    assert tuned.score > plain.score
+    assert set(book.base.weights[-40:]) == {1000}
+    assert set(book.base.weights[:-40]) == {1}
+    assert score("accuracy", book.predict_proba(texts), book.values(labels, 40).argmax(1)) == tuned.score
+    settled = editing.changes(without_teacher / "knowledge_base")[-1]
+    assert (settled["what"], settled["weights"]) == ("settle", {"remembered": 1000})
+    assert store.load(without_teacher / "knowledge_base").weights.tolist() == book.base.weights.tolist()
+    alone = OpenBook(book.backend).predict(texts)
+    closed = book.tune(texts, alone, weights=[4, 1000])
+    assert (closed.kept, closed.weight, closed.reached) == (False, 4, 1.0), "of equals the first"
+
+
+def test_a_weight_that_opens_the_book_is_preferred_to_one_with_a_higher_score_that_may_be_chance(
+    outnumbered: tuple[OpenBook, list[str], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book, texts, labels = outnumbered
+    one = replace(book.tune(texts, labels), baseline_score=0.5)
+    trials = {4: replace(one, kept=False, score=0.9), 8: replace(one, kept=True, score=0.6)}
+    monkeypatch.setattr(Rules, "tuned", lambda rules, *given: trials[given[4].weights[-1]])
+    assert book.tune(texts, labels, weights=[4, 8]).weight == 8
+
+
+def test_weights_that_cannot_be_chosen_from_change_nothing(
+    outnumbered: tuple[OpenBook, list[str], list[str]], without_teacher: Path
+) -> None:
+    book, texts, labels = outnumbered
+    before = book.base.manifest
+    for weight in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="weight=.*a number above 0"):
+            book.tune(texts, labels, weights=[1, weight])
+    assert book.base.manifest is before
+    book.forget(book.base.ids[-40:])
+    with pytest.raises(UsageError, match=r"weight=8: no entry of the book is remembered, so there is nothing to weigh"):
+        book.tune(texts, labels, weights=[8])
+
+
 def test_tuning_takes_the_entries_as_often_as_they_are_there(without_teacher: Path) -> None:
     """How often entries of the corpus count was settled when the book was built: tuning does not choose it again."""
     book = OpenBook.from_pretrained(without_teacher)

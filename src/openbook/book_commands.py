@@ -75,6 +75,10 @@ def book(
     tune: Annotated[
         Path | None, typer.Option("--tune", help="Labelled rows to choose anew by how it is opened.")
     ] = None,
+    weight: Annotated[
+        list[float] | None,
+        typer.Option("--weight", help="With --tune: how much a remembered text may count. Repeatable; one is chosen."),
+    ] = None,
     text: TextColumn = "text",
     text_pair: PairColumn = None,
     label: LabelColumn = None,
@@ -84,6 +88,8 @@ def book(
     from openbook.predictor import base_of
 
     folder = model / "knowledge_base"
+    if weight and tune is None:
+        raise UsageError("--weight is for --tune, which chooses by labelled rows; give both")
     rewrite(model, folder, compact, form, keys)
     if merge is not None:
         edit = opened(model).merge(merge)
@@ -91,7 +97,7 @@ def book(
     if swap is not None:
         told(opened(model).swap(swap), f"swapped for {swap}")
     if tune is not None:
-        show_tuned(opened(model), tune, *given(None, tune, text, text_pair, label or "label"))
+        show_tuned(opened(model), tune, *given(None, tune, text, text_pair, label or "label"), weight or ())
     if log:
         for event in editing.changes(folder):
             ids = event.get("ids", [])
@@ -206,11 +212,13 @@ def set_of_names(label: Any, where: str, known: Sequence[str]) -> list[str]:
         raise UsageError(f"{where} is {label!r}, which {error}") from None
 
 
-def show_tuned(predictor: Any, file: Path, rows: list[Any], labels: list[Any] | None) -> None:
-    tuned = predictor.tune(rows, in_words(predictor, labels, file))
+def show_tuned(predictor: Any, file: Path, rows: list[Any], labels: list[Any] | None, weights: Sequence[float]) -> None:
+    tuned = predictor.tune(rows, in_words(predictor, labels, file), weights=weights)
     verdict = (
         f"opened with beta {tuned.beta:g}, {tuned.top_k} neighbours" if tuned.kept else "stays closed: no clear gain"
     )
+    if tuned.weight is not None:
+        verdict += f"; what was remembered counts {tuned.weight:g} times"
     console.print(
         f"held out {tuned.held_out}: alone {100 * tuned.baseline_score:.1f}, with the book {100 * tuned.score:.1f}"
         f" (standard error {100 * tuned.standard_error:.1f}); {verdict}",

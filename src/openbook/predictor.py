@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,7 +20,7 @@ from openbook.knowledge_base import editing, store
 from openbook.knowledge_base.answering import answer
 from openbook.knowledge_base.editing import Difference, Edit
 from openbook.knowledge_base.entries import Entry, Hidden, LeaveOut, entries_with, hiding
-from openbook.knowledge_base.interpolate import Evidence, evidence
+from openbook.knowledge_base.interpolate import Evidence, evidence, weighed
 from openbook.knowledge_base.search import normalise
 from openbook.knowledge_base.shelf import Book, Shelf, build_index
 from openbook.loading import load, student_in, usual_backend
@@ -255,13 +255,19 @@ class OpenBook:
         return rekeyed(other, self.backend) if is_by_student(base) and is_elsewhere else other
 
     def tune(
-        self, texts: Sequence[Text], labels: Sequence[Any], metric: str | None = None, reported_split: bool = False
+        self,
+        texts: Sequence[Text],
+        labels: Sequence[Any],
+        metric: str | None = None,
+        reported_split: bool = False,
+        weights: Sequence[float] = (),
     ) -> Tuned:
         """Choose anew how the book is opened, on labelled texts that it does not hold, and keep that with the book.
 
         As when it was built: by the same metric, in the same mode, with the same skip, and not on texts of the reported
-        split, unless `reported_split` allows it. Raises UsageError for texts that the book holds or that are reported,
-        and for a metric that is none of this kind of answer.
+        split, unless `reported_split` allows it. Of `weights`, the one that serves these texts best is given to all
+        that was remembered, as `remember` gives it. Raises UsageError for texts that the book holds or that are
+        reported, for a metric that is none of this kind of answer, and for weights where nothing was remembered.
         """
         from openbook.knowledge_base.rules import Rules
         from openbook.metrics import OF_KIND
@@ -275,9 +281,17 @@ class OpenBook:
         values, heard = self.values(labels, len(rows)), self.read(rows)
         gold = {"regression": values[:, 0], "multi_label": values}.get(self.kind, values.argmax(axis=1))
         outputs, asked = outputs_of(heard, self.kind), queries(base, heard.embedding, self.projection)
-        tuned = rules.tuned(joined(rows), gold, outputs, asked, base, known[name].function, self.kind, reported_split)
+
+        def tried(base: KnowledgeBase) -> Tuned:
+            metric = known[name].function
+            return rules.tuned(joined(rows), gold, outputs, asked, base, metric, self.kind, reported_split)
+
+        trials = {weight: tried(weighed(base, REMEMBERED, weight)) for weight in weights}
+        best = max(trials, key=lambda weight: trials[weight].reached, default=None)
+        tuned = tried(base) if best is None else replace(trials[best], weight=best)
         tuned_on = f"{len(rows)} texts of one's own{', some of the reported split' * tuned.on_reported_split}"
-        editing.settle(folder, tuned.retrieval.to_manifest(), tuned_on)
+        given = {} if best is None else {REMEMBERED: best}
+        editing.settle(folder, tuned.retrieval.to_manifest(), tuned_on, given)
         return tuned
 
     def values(self, labels: Sequence[Any], count: int) -> NDArray[np.float32]:

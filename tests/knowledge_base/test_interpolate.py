@@ -13,6 +13,7 @@ from openbook.knowledge_base.interpolate import (
     own_positions,
     scaled,
     training_targets,
+    weighed,
     weights,
 )
 from openbook.knowledge_base.search import Hits, normalise, search
@@ -185,6 +186,12 @@ def test_what_counts_is_multiplied_and_what_counts_nothing_goes(base):
 def test_an_omega_that_is_no_number_of_times_is_refused(base, omega):
     with pytest.raises(UsageError, match="omega"):
         scaled(base, "corpus", omega)
+
+
+def test_entries_of_an_origin_are_weighed_whatever_they_weighed_before(base):
+    mixed = replace(base, origins=("train", "remembered") * 2, weights=np.array([2, 3, 1, 1], np.float32))
+    assert weighed(mixed, "remembered", 8).weights.tolist() == [2, 8, 1, 8]
+    assert weighed(replace(mixed, weights=None), "train", 0.5).weights.tolist() == [0.5, 1, 0.5, 1]
 
 
 def test_training_targets_of_the_worked_example(base):

@@ -181,15 +181,25 @@ def compact(folder: str | Path, form: str | None = None) -> Edit:
         return _finish(here, before, changes, {"what": "compact", "form": form}, keep_before=False)
 
 
-def settle(folder: str | Path, retrieval: Mapping[str, Any] | None = None, tuned_on: str | None = None) -> Edit:
-    """Store newly tuned settings of retrieval, or confirm the present ones: from now on they are not stale."""
+def settle(
+    folder: str | Path,
+    retrieval: Mapping[str, Any] | None = None,
+    tuned_on: str | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> Edit:
+    """Store newly tuned settings of retrieval, or confirm the present ones: from now on they are not stale.
+
+    `weights` says how much every entry of an origin counts from now on.
+    """
     with _editing(folder) as (here, before):
         changes: dict[str, Any] = {"since_tuning": Tally(entries=before.M)}
+        if weights:
+            changes["segments"], changes["files"] = _with_weights(here, before, weights)
         if retrieval is not None:
             changes["retrieval"] = dict(retrieval)
         if tuned_on is not None:
             changes["tuned_on"] = tuned_on
-        return _finish(here, before, changes, {"what": "settle"})
+        return _finish(here, before, changes, {"what": "settle", **({"weights": dict(weights)} if weights else {})})
 
 
 def changes(folder: str | Path) -> tuple[dict[str, Any], ...]:
@@ -314,6 +324,26 @@ def _with_values(
             segments.append(segment)
         start += segment.M
     return tuple(segments), files, old
+
+
+def _with_weights(
+    folder: Path, manifest: Manifest, weights: Mapping[str, float]
+) -> tuple[tuple[Segment, ...], dict[str, Any]]:
+    """The segments with one weight for all entries of an origin, and the new files."""
+    segments, files = [], {}
+    for segment in manifest.segments:
+        found = {name: read_file(folder, manifest, segment.files()[name])
+                 for name in ("origins", "weights") if name in segment.files()}  # fmt: skip
+        origins = np.array(found.get("origins", (TRAIN,) * segment.M))
+        held = found.get("weights", np.ones(segment.M, np.float32))
+        given = held.copy()
+        for origin, weight in weights.items():
+            given[origins == origin] = weight
+        if not np.array_equal(given, held):
+            file, files[file] = put(folder, "weights", given)
+            segment = segment.model_copy(update={"weights": file})
+        segments.append(segment)
+    return tuple(segments), files
 
 
 def _places(folder: Path, manifest: Manifest, ids: Sequence[str]) -> NDArray[np.int64]:

@@ -209,6 +209,17 @@ def scaled(base: KnowledgeBase, origin: str, omega: float) -> KnowledgeBase:
     )
 
 
+def weighed(base: KnowledgeBase, origin: str, weight: float) -> KnowledgeBase:
+    """Let each entry of one origin count as much as `weight` others. Raises UsageError for none, or no such weight."""
+    own = np.array([one == origin for one in base.origins], dtype=bool)
+    if not 0 < weight < np.inf:
+        raise UsageError(f"weight={weight}: an entry counts as much as so many others; give a number above 0")
+    if not own.any():
+        raise UsageError(f"weight={weight:g}: no entry of the book is {origin}, so there is nothing to weigh")
+    counts = np.ones(len(base.ids), np.float32) if base.weights is None else base.weights
+    return replace(base, weights=np.where(own, np.float32(weight), counts).astype(np.float32))
+
+
 def _explain(
     base: KnowledgeBase,
     hits: Hits,

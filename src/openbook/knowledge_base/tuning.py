@@ -93,6 +93,12 @@ class Tuned:
     held_out_digest: str  # of their ids and texts
     on_reported_split: bool  # then the scores that are reported are no evidence
     table: tuple[Cell, ...]  # the whole sweep, best first
+    weight: float | None = None  # of what was remembered, where it was chosen too
+
+    @property
+    def reached(self) -> float:
+        """The score of what is kept."""
+        return self.score if self.kept else self.baseline_score
 
     @property
     def top_k(self) -> int:
