@@ -30,7 +30,7 @@ def grid_file(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     del recipe["name"]
     recipe["fine_tune"] |= {"learning_rates": [2.0e-3], "epochs": [2], "known": recipe["teacher"]["tasks"]}
     recipe["fine_tune"]["few"] |= {"draws": 1, "seeds": [3], "learning_rates": [1.0e-3]}
-    recipe["fine_tune"]["teacher_seeds"] = [1]
+    recipe["fine_tune"] |= {"teacher_seeds": [1], "teacher_learning_rates": [5.0e-4]}
     recipe["fine_tune"]["teacher_tasks"] = recipe["teacher"]["tasks"]
     recipe["teacher"]["mixture"]["passes"] = 1
     recipe["students"] = [recipe["students"][0]]
@@ -81,6 +81,10 @@ def test_every_arm_and_seed_has_a_result(done: Path) -> None:
             assert counts == {("small", None): 4, ("small", 4): 1, ("teacher", None): 2, ("teacher", 4): 1}
             assert {(row["model"], row["task"]) for row in record["teacher_rows"]} == {
                 ("teacher", "scores"), ("teacher", "pairs"),
+            }  # fmt: skip
+            rates = {(row["model"], row["shots"], row["learning_rate"]) for row in record["rows"]}
+            assert rates == {
+                ("small", None, 2e-3), ("small", 4, 1e-3), ("teacher", None, 5e-4), ("teacher", 4, 5e-4),
             }  # fmt: skip
             assert list(record["heads"]) == list(record["teacher"])
             assert list(record["teacher"]) == ([] if arm == "A" else ["reviews", "scores", "pairs"])

@@ -177,6 +177,10 @@ class FineTuneSettings(Settings):
     teacher_seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = Field(
         None, description="of the teacher's fine-tunings on all rows, which cost most; `seeds` if absent"
     )
+    teacher_learning_rates: Annotated[tuple[float, ...], Field(min_length=1)] | None = Field(
+        None,
+        description="the teacher's, of all rows and of few: a pretrained model needs lower ones than a small student",
+    )
     teacher_tasks: tuple[TaskSettings, ...] = Field(
         (), description="fine-tune the teacher alone on these as well, such as all that another teacher learned at once"
     )

@@ -127,9 +127,10 @@ def scores_of_heads(run: AgnosticRun) -> dict[str, dict[str, float]]:
 
 
 def choices(recipe: AgnosticRecipe, entry: Entry) -> list[tuple[float, float]]:
-    """Learning rates and epochs, the same for every model."""
+    """Learning rates and epochs, the same for every student."""
     grid = recipe.fine_tune if entry.shots is None else recipe.fine_tune.few
-    return list(product(grid.learning_rates, grid.epochs))
+    own = recipe.fine_tune.teacher_learning_rates if entry.model == TEACHER else None
+    return list(product(own or grid.learning_rates, grid.epochs))
 
 
 def numbers(recipe: AgnosticRecipe, entry: Entry) -> list[int | None]:
