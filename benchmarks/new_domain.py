@@ -195,7 +195,7 @@ def compare(run: Path, pool: Rows, old: Rows, test: dict[str, Rows], folder: Pat
 def kept(record: Path, made_of: list[Any], way: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What lies in `record` if it was made of the same, else what `way` finds now."""
     digest = fingerprint(made_of)
-    if not record.exists() or read_json(record).pop("made_of") != digest:
+    if not record.exists() or read_json(record).get("made_of") != digest:
         record.parent.mkdir(parents=True, exist_ok=True)
         write_json(record, {**way(), "made_of": digest})
     found = read_json(record)

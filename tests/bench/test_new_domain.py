@@ -12,6 +12,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "new_domain.py"
 ROWS = [(f"text {place}", "old") for place in range(40)]
 NEW = [(f"new {place}", "new") for place in range(30)]
+REPORTED = [(f"reported {place}", "new") for place in range(3)]
 
 
 @pytest.fixture
@@ -54,24 +55,31 @@ def test_a_kept_draw_is_of_the_same_recipe_and_rows(
         return {"after": {}}
 
     monkeypatch.setattr(script, "by_book", by_book)
-    monkeypatch.setattr(script, "by_training", lambda *given: {"after": {}})
+    monkeypatch.setattr(script, "by_training", lambda *given: tried.append("training") or {"after": {}})
     monkeypatch.setattr(script, "Run", lambda recipe, folder: SimpleNamespace(task=task, task_digest="1"))
     monkeypatch.setattr(script, "load_recipe", lambda path: recipe)
 
     def compared(pool: Any = NEW) -> list[Any]:
         tried.clear()
-        told = script.compare(tmp_path / "run", pool, ROWS, {"target": NEW}, tmp_path / "draws")
+        told = script.compare(tmp_path / "run", pool, ROWS, {"target": REPORTED}, tmp_path / "draws")
         assert len(told) == 2
         return list(tried)
 
-    assert compared() == [("teacher", 8, 2), ("student", 8, 2)] * 2
+    assert compared() == [("teacher", 8, 2), ("student", 8, 2), "training"] * 2
     assert compared() == []
-    assert len(compared(NEW[:20])) == 4, "other rows"
+    assert len(compared(NEW[:20])) == 6, "other rows"
     recipe = recipe.model_copy(update={"seeds": (1,)})
-    assert len(compared(NEW[:20])) == 4, "another recipe"
-    kept = tmp_path / "draws" / "10-0.json"
-    kept.write_text(json.dumps({"texts": 10}))  # as it was written before it said of what it was made
-    assert len(compared(NEW[:20])) == 2
+    assert len(compared(NEW[:20])) == 6, "another recipe"
+    (tmp_path / "draws" / "10-0" / "book-student.json").write_text("{}")  # it does not say of what it was made
+    assert compared(NEW[:20]) == [("student", 8, 2)]
+    monkeypatch.setattr(script, "WEIGHTS", (1,))
+    assert compared(NEW[:20]) == [("teacher", 8, 2), ("student", 8, 2)] * 2, "trainings know no weights"
+
+
+def test_a_text_is_drawn_once_and_not_where_it_is_held_already(script: ModuleType) -> None:
+    rows = [("One", "a"), ("two", "b"), ("one ", "c"), ("three", "a"), ("four", "a")]
+    others = [[("THREE", "d")], [("five", "a"), ("Four", "a")]]
+    assert script.distinct(rows, others) == [("One", "a"), ("two", "b")]
 
 
 def test_a_part_adds_to_what_is_there(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
