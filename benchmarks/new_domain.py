@@ -11,8 +11,8 @@ choose, and the fine-tuning reads as many old training texts as new ones. The bo
 with its student's. Runs and draws are kept below --folder; what is there stays as long as it was made from the same
 recipe and rows.
 
-Most of the time goes into 28 fine-tunings a part (7 draws, 4 choices). On one idle core the reviews, which are long,
-take about 75 minutes, the emotions 45 and the intents 35. Each part adds its results to --output.
+Most of the time goes into 28 fine-tunings a part (7 draws, 4 choices). On one core of two busy ones the reviews, which
+are long, took about 50 minutes, the emotions 45 and the intents 28. Each part adds its results to --output.
 """
 
 from __future__ import annotations

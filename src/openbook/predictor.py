@@ -20,7 +20,7 @@ from openbook.knowledge_base import editing, store
 from openbook.knowledge_base.answering import answer
 from openbook.knowledge_base.editing import Difference, Edit
 from openbook.knowledge_base.entries import Entry, Hidden, LeaveOut, entries_with, hiding
-from openbook.knowledge_base.interpolate import Evidence, evidence, weighed
+from openbook.knowledge_base.interpolate import Evidence, check_weight, evidence, weighed
 from openbook.knowledge_base.search import normalise
 from openbook.knowledge_base.shelf import Book, Shelf, build_index
 from openbook.loading import load, student_in, usual_backend
@@ -176,8 +176,7 @@ class OpenBook:
         Raises UsageError, and changes nothing, for unknown labels, ids or texts that are there already, where the
         teacher is needed and its folder is not beside the student's, and for a book that is not in a folder.
         """
-        if not 0 < weight < np.inf:
-            raise UsageError(f"weight={weight}: an entry counts as much as so many others; give a number above 0")
+        check_weight(weight)
         rows, single = as_rows(texts)
         folder = self._folder()
         values = None if labels is None else self.values([labels] if single else labels, len(rows))

@@ -209,11 +209,16 @@ def scaled(base: KnowledgeBase, origin: str, omega: float) -> KnowledgeBase:
     )
 
 
+def check_weight(weight: float) -> None:
+    """Raise UsageError for what is not how many other entries one counts for."""
+    if not 0 < weight < np.inf:
+        raise UsageError(f"weight={weight}: an entry counts as much as so many others; give a number above 0")
+
+
 def weighed(base: KnowledgeBase, origin: str, weight: float) -> KnowledgeBase:
     """Let each entry of one origin count as much as `weight` others. Raises UsageError for none, or no such weight."""
     own = np.array([one == origin for one in base.origins], dtype=bool)
-    if not 0 < weight < np.inf:
-        raise UsageError(f"weight={weight}: an entry counts as much as so many others; give a number above 0")
+    check_weight(weight)
     if not own.any():
         raise UsageError(f"weight={weight:g}: no entry of the book is {origin}, so there is nothing to weigh")
     counts = np.ones(len(base.ids), np.float32) if base.weights is None else base.weights
