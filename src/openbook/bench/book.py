@@ -159,7 +159,7 @@ def arms_of(base: KnowledgeBase, theta: float, folder: Path, k: int, threads: in
     """Exact search, what the policy chooses, the same with about half of the texts skipped, and exact search in 64."""
     plain = Retrieval(top_k=k, temperature=0.1, beta=0.5)
     started = clock()
-    index = open_index(base.keys, folder=folder, k=k, threads=threads)
+    index = open_index(base.keys, folder=folder, threads=threads)
     seconds = clock() - started
     skipping = replace(plain, skip="confident", theta=theta)
     arms = {EXACT: Arm(base, exact_index(base.keys, None, "asked for"), plain, 0.0)}
@@ -171,7 +171,7 @@ def arms_of(base: KnowledgeBase, theta: float, folder: Path, k: int, threads: in
         keys = forms.decode(forms.encode(base.keys, COMPACT, constants), COMPACT, constants)
         small = replace(base, keys=keys, basis=constants["basis"])
         started = clock()
-        index = open_index(keys, folder=folder / COMPACT, basis=small.basis, k=k, threads=threads)
+        index = open_index(keys, folder=folder / COMPACT, basis=small.basis, threads=threads)
         arms[COMPACT] = Arm(small, index, plain, clock() - started)
     return arms
 

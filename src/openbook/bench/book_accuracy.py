@@ -28,7 +28,7 @@ from openbook.student_keys import queries
 from openbook.types import KnowledgeBase
 from openbook.workspace import RUN_FILE, Run
 
-QUERIES = 2_000  # of a synthetic book
+QUERIES = 10_000  # of a synthetic book
 SHARE = 50  # entries a prototype
 JUDGED = ("recall", "neighbours", "neighbours_points_lost", "with_student", "with_student_points_lost")
 
@@ -47,11 +47,11 @@ class Asked:
 
 
 def accuracy_of_synthetic(k: int, entries: int = 20_000, width: int = 128, only: Sequence[str] = ()) -> dict[str, Any]:
-    """Forms of a graded book, all or `only` these, for a student that sees its texts through noise."""
-    base = synthetic_book(entries, width, graded=True)
-    texts = near(base.keys, QUERIES, graded=True)
+    """Forms of a synthetic book, all or `only` these, for a student that sees its texts through noise."""
+    base = synthetic_book(entries, width)
+    texts = near(base.keys, QUERIES)
     gold = soft_labels(texts).argmax(axis=1)
-    seen = texts + noise_of(np.random.default_rng(2), QUERIES, width, graded=True)
+    seen = texts + noise_of(np.random.default_rng(2), QUERIES, width)
     asked = Asked(texts, soft_labels(seen.astype(np.float32)), gold, "accuracy")
     plain = Retrieval(top_k=k, temperature=0.1, beta=0.5)
     warm = warmest(base, asked, plain)

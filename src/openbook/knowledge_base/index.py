@@ -21,16 +21,16 @@ from openbook.knowledge_base.search import AT_ONCE, Hits, check, nearest, no_hit
 
 Kind = Literal["exact", "hnsw", "ivf"]
 
-EXACT_MAX_BYTES = 64 << 20
+EXACT_MAX_BYTES = 32 << 20
 LINKS = 32  # of a node of HNSW on the levels above the lowest, which has twice as many
 EF_CONSTRUCTION = 200
-EF_SEARCH = 128
+EF_SEARCH = 32  # to begin with
 PROBES = 8  # lists of IVF that are searched
 LEAST_RECALL = 0.99
 MOST_EFFORT = 2048  # of efSearch and nprobe
 TIE = 1e-6  # similarities this close are equal to whoever counts hits
 HALF_PRECISION = 2**-9  # far above the rounding of a similarity of vectors no longer than 1
-SPARE = 4  # times as many rough hits as are asked for
+SPARE = 2  # times as many rough hits as are asked for
 SAMPLE = 1000  # queries that measure the recall
 FILE = "hnsw.npz"
 
@@ -53,7 +53,7 @@ class Index:
     kind: Kind
     keys: NDArray[np.float32]  # (M, d), or (M, r) with a basis
     basis: NDArray[np.float32] | None
-    recall: float  # tie-aware, measured after it was built; 1 if exact
+    recall: float  # tie-aware, measured after it was built, the least for any number of neighbours; 1 if exact
     parameters: Mapping[str, int]
     reason: str  # why it is of this kind
     built: _Built | None = None
@@ -154,8 +154,9 @@ def open_index(
     """The index that the policy of the specification's section 2.4 chooses for keys (M, d), or the one asked for.
 
     `auto` is exact up to `exact_max_bytes` of keys, then HNSW (Malkov and Yashunin, 2018); `ivf` needs less memory
-    beside the keys. efSearch and nprobe are doubled until tie-aware recall at `k` is .99 on up to 1,000 `queries`
-    (B, d), by default the keys themselves, moved a little; where that fails, search is exact and `reason` says so.
+    beside the keys. efSearch and nprobe are raised until tie-aware recall is .99 for `k` neighbours, and for half, a
+    quarter and so on down to one, on up to 1,000 `queries` (B, d), by default the keys themselves, moved a little;
+    where that fails, search is exact and `reason` says so.
     HNSW is kept in `folder` as plain arrays, which are checked and are used for these very keys only; else it is built
     again, or, without `build`, search is exact: for a few queries that is quicker. Building with several threads gives
     another graph each time.
@@ -175,7 +176,7 @@ def open_index(
     if not build:
         return exact_index(keys, basis, "no index has been built for these keys")
     tests = _moved(keys) if queries is None else prepare(queries[:SAMPLE], basis)
-    index = _raised(_build(keys, basis, kind, k, threads), tests, k)
+    index = _raised(_build(keys, basis, kind, threads), tests, k)
     if kept:
         with suppress(OSError):  # a folder that cannot be written to costs time, no more
             kept.write(index)
@@ -199,13 +200,13 @@ def tie_aware_recall(found: Hits, exact: Hits) -> float:
     return float((found.similarities >= exact.similarities[:, -1:] - TIE).mean())
 
 
-def _build(keys: NDArray[np.float32], basis: NDArray[np.float32] | None, kind: Kind, k: int, threads: int) -> Index:
+def _build(keys: NDArray[np.float32], basis: NDArray[np.float32] | None, kind: Kind, threads: int) -> Index:
     """An index of the least effort, its recall unknown. Rough similarities are of keys in fp16."""
     faiss = _faiss()
     faiss.omp_set_num_threads(threads)
     count, width = keys.shape
     if kind == "hnsw":
-        engine, parameters = _empty_graph(width), {"ef_search": max(EF_SEARCH, SPARE * k)}
+        engine, parameters = _empty_graph(width), {"ef_search": EF_SEARCH}
     else:
         lists = max(1, min(round(4 * count**0.5), count // 39))  # faiss warns below 39 vectors a list
         engine = faiss.IndexIVFScalarQuantizer(
@@ -225,13 +226,23 @@ def _raised(index: Index, queries: NDArray[np.float64], k: int) -> Index:
     effort, most = index.parameters[name], min(MOST_EFFORT, index.parameters.get("lists", MOST_EFFORT))
     while True:
         index = replace(index, parameters={**index.parameters, name: effort})
-        recall = tie_aware_recall(index._nearest(queries, k, [()] * len(queries)), exact)
+        recall = _least_recall(index, queries, exact, k)
         if recall >= LEAST_RECALL:
             return replace(index, recall=recall)
         if effort >= most:
             reason = f"the recall of {index.kind} is {recall:.3f} at {name} {effort}, below {LEAST_RECALL}"
             return exact_index(index.keys, index.basis, reason)
-        effort = min(2 * effort, most)
+        effort = min(effort + max(1, effort // 2), most)
+
+
+def _least_recall(index: Index, queries: NDArray[np.float64], exact: Hits, k: int) -> float:
+    """The least one for `k` neighbours, half of them, and so on down to one: a book may be tuned to any number."""
+    recalls = []
+    while k:
+        best = Hits(exact.positions[:, :k], exact.similarities[:, :k])
+        recalls.append(tie_aware_recall(index._nearest(queries, k, [()] * len(queries)), best))
+        k //= 2
+    return min(recalls)
 
 
 def _moved(keys: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -272,7 +283,7 @@ def _empty_graph(width: int) -> Any:
 
 def _digest(keys: NDArray[np.float32], queries: NDArray[Any] | None, k: int) -> str:
     """Of all that decides what is built."""
-    told = hashlib.sha256(json.dumps([1, keys.shape, k, LINKS, EF_CONSTRUCTION, queries is None]).encode())
+    told = hashlib.sha256(json.dumps([2, keys.shape, k, LINKS, EF_CONSTRUCTION, queries is None]).encode())
     for array in (keys, keys[:0] if queries is None else queries):
         told.update(np.ascontiguousarray(array).view(np.uint8).data)
     return told.hexdigest()
