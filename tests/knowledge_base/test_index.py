@@ -153,17 +153,18 @@ def test_exact_up_to_the_limit_and_hnsw_above_it() -> None:
     assert open_index(KEYS).kind == "exact"
     assert open_index(KEYS, exact_max_bytes=KEYS.nbytes).kind == "exact"
     above = open_index(KEYS, exact_max_bytes=KEYS.nbytes - 1, k=K)
-    assert (above.kind, above.parameters["ef_search"]) == ("hnsw", 32)
+    assert (above.kind, above.efforts) == ("hnsw", {1: 32, 2: 32, 4: 32})
     assert open_index(KEYS[:0], "hnsw").search(QUERIES, K).positions.shape == (40, 0)
 
 
-def test_effort_is_doubled_until_the_recall_suffices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_effort_is_raised_until_the_recall_suffices(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = np.random.default_rng(0).normal(size=(4000, 16)).astype(np.float32)
     monkeypatch.setattr(index_module, "PROBES", 1)
     index = open_index(keys, "ivf", k=K)
     assert index.recall >= 0.99
     assert index.parameters["lists"] == 102
-    assert index.parameters["probes"] in (2, 3, 4, 6, 9, 13, 19, 28, 42, 63, 94, 102)
+    assert list(index.efforts) == [1, 2, 4]
+    assert 1 < index.efforts[1] <= index.efforts[2] <= index.efforts[4] < 102
     monkeypatch.setattr(index_module, "MOST_EFFORT", 2)
     index = open_index(keys, "ivf", k=K)
     assert index.kind == "exact"
@@ -178,6 +179,29 @@ def test_recall_holds_for_fewer_neighbours_than_it_was_asked_for(monkeypatch: py
     index = open_index(keys, "hnsw", k=32)
     for k in (1, 4, 32):
         assert tie_aware_recall(index.search(near, k), search(near, keys, k)) > 0.98
+
+
+def test_the_least_effort_is_found_to_an_eighth() -> None:
+    def recall_of(effort: int) -> float:
+        return min(1.0, 0.99 * effort / 73)
+
+    least, recall = index_module._least_effort(recall_of, 8, 2048)
+    assert 73 <= least <= 73 * 9 / 8
+    assert recall == recall_of(least)
+    assert index_module._least_effort(recall_of, 90, 2048) == (90, 1.0)
+    assert index_module._least_effort(recall_of, 8, 40) == (40, recall_of(40))
+    assert index_module._least_effort(lambda effort: 0.99 * (effort > 1), 1, 2048) == (2, 0.99)
+
+
+def test_each_number_of_neighbours_has_an_effort_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = np.random.default_rng(0).normal(size=(4000, 16)).astype(np.float32)
+    near = keys[::4] + 0.2 * np.random.default_rng(1).normal(size=(1000, 16))
+    monkeypatch.setattr(index_module, "PROBES", 1)
+    index = open_index(keys, "ivf", queries=near, k=32)
+    assert index.efforts[1] < index.efforts[32]
+    recalls = [tie_aware_recall(index.search(near, k), search(near, keys, k)) for k in (1, 2, 4, 8, 16, 32)]
+    assert index.recall == pytest.approx(min(recalls), abs=1e-12)
+    assert min(recalls) >= 0.99
 
 
 def test_identical_keys_break_nothing() -> None:
@@ -226,7 +250,7 @@ def test_a_kept_graph_finds_the_same_and_is_used_for_its_own_keys_only(
     monkeypatch.setattr(index_module, "_build", lambda *args: (built.append(1), build(*args))[1])
     again = open_index(KEYS, "hnsw", folder=tmp_path, k=K)
     assert not built
-    assert (again.kind, again.recall, again.parameters) == (first.kind, first.recall, first.parameters)
+    assert (again.kind, again.recall, again.efforts) == (first.kind, first.recall, first.efforts)
     for name in ("positions", "similarities"):
         assert getattr(again.search(QUERIES, K), name).tobytes() == getattr(first.search(QUERIES, K), name).tobytes()
     other = KEYS[::-1]
@@ -265,6 +289,18 @@ def test_a_damaged_file_is_built_again(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(whole[: len(whole) // 2])
     assert open_index(KEYS, "hnsw", folder=tmp_path, k=K).kind == "hnsw"
     assert (tmp_path / FILE).read_bytes() == whole, "one thread builds the same graph every time"
+
+
+@pytest.mark.parametrize("efforts", [[], [[4, 0]], [[4, 99999]], [[4, 32], [2, 32]], None])
+def test_efforts_that_cannot_be_meant_are_measured_again(tmp_path: Path, efforts: list[list[int]] | None) -> None:
+    index = open_index(KEYS, "hnsw", folder=tmp_path, k=K)
+    with np.load(tmp_path / FILE, allow_pickle=False) as arrays:
+        held = dict(arrays)
+    told = json.loads(str(held["told"]))
+    assert told["efforts"] == [list(pair) for pair in index.efforts.items()]
+    np.savez(tmp_path / FILE, **(held | {"told": np.array(json.dumps(told | {"efforts": efforts}))}))
+    assert open_index(KEYS, "hnsw", folder=tmp_path, k=K, build=False).kind == "exact"
+    assert open_index(KEYS, "hnsw", folder=tmp_path, k=K).efforts == index.efforts
 
 
 def beyond(levels: np.ndarray, links: np.ndarray) -> None:

@@ -248,6 +248,7 @@ def facts(base: KnowledgeBase, arms: Mapping[str, Arm], student_bytes: int) -> d
             "reason": arm.index.reason,
             "recall": arm.index.recall,
             "parameters": dict(arm.index.parameters),
+            "efforts": {str(number): effort for number, effort in arm.index.efforts.items()},
             "seconds_to_open": arm.built_seconds,
             "bytes": index_bytes(arm.index),
         }

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -24,8 +24,8 @@ Kind = Literal["exact", "hnsw", "ivf"]
 EXACT_MAX_BYTES = 32 << 20
 LINKS = 32  # of a node of HNSW on the levels above the lowest, which has twice as many
 EF_CONSTRUCTION = 200
-EF_SEARCH = 32  # to begin with
-PROBES = 8  # lists of IVF that are searched
+EF_SEARCH = 32  # at least
+PROBES = 8  # lists of IVF that are searched, at least
 LEAST_RECALL = 0.99
 MOST_EFFORT = 2048  # of efSearch and nprobe
 TIE = 1e-6  # similarities this close are equal to whoever counts hits
@@ -55,6 +55,7 @@ class Index:
     basis: NDArray[np.float32] | None
     recall: float  # tie-aware, measured after it was built, the least for any number of neighbours; 1 if exact
     parameters: Mapping[str, int]
+    efforts: Mapping[int, int]  # efSearch or nprobe by the number of neighbours it suffices for, ascending
     reason: str  # why it is of this kind
     built: _Built | None = None
 
@@ -124,12 +125,12 @@ class Index:
         self, built: _Built, queries: NDArray[np.float64], k: int, wanted: int, exclude: Sequence[Sequence[int]]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows of queries and positions of keys: what the engine found, and the best of the keys that it lacks."""
-        effort = _effort(self.kind, self.parameters, wanted, built.present)
-        rough, found = built.engine.search(queries.astype(np.float32), wanted, params=effort)
-        least = (
-            rough[:, [wanted - (SPARE - 1) * k - 1]] - HALF_PRECISION
-        )  # as many as may be excluded are better, and k
-        rows, ranks = np.nonzero((found >= 0) & (rough >= least))  # faiss gives -1 for each that it lacks
+        least = next((effort for most, effort in self.efforts.items() if k <= most), max(self.efforts.values()))
+        effort = least if self.kind == "ivf" else max(least, wanted)
+        how = _parameters(self.kind, effort, self.parameters["threads"], built.present)
+        rough, found = built.engine.search(queries.astype(np.float32), wanted, params=how)
+        last = rough[:, [wanted - (SPARE - 1) * k - 1]]  # as many as may be excluded are better, and k
+        rows, ranks = np.nonzero((found >= 0) & (rough >= last - HALF_PRECISION))  # faiss gives -1 where it lacks one
         places = built.rows[found[rows, ranks]]
         if not len(built.fresh):
             return rows, places
@@ -154,9 +155,9 @@ def open_index(
     """The index that the policy of the specification's section 2.4 chooses for keys (M, d), or the one asked for.
 
     `auto` is exact up to `exact_max_bytes` of keys, then HNSW (Malkov and Yashunin, 2018); `ivf` needs less memory
-    beside the keys. efSearch and nprobe are raised until tie-aware recall is .99 for `k` neighbours, and for half, a
-    quarter and so on down to one, on up to 1,000 `queries` (B, d), by default the keys themselves, moved a little;
-    where that fails, search is exact and `reason` says so.
+    beside the keys. efSearch and nprobe are the least with a tie-aware recall of .99, for one neighbour, for two, four
+    and so on up to `k`, on up to 1,000 `queries` (B, d), by default the keys themselves, moved a little; where none has
+    it, search is exact and `reason` says so.
     HNSW is kept in `folder` as plain arrays, which are checked and are used for these very keys only; else it is built
     again, or, without `build`, search is exact: for a few queries that is quicker. Building with several threads gives
     another graph each time.
@@ -184,7 +185,7 @@ def open_index(
 
 
 def exact_index(keys: NDArray[np.float32], basis: NDArray[np.float32] | None, reason: str) -> Index:
-    return Index("exact", keys, basis, 1.0, {}, reason)
+    return Index("exact", keys, basis, 1.0, {}, {}, reason)
 
 
 def previous_rows(before: Sequence[str], now: Sequence[str]) -> NDArray[np.int64]:
@@ -206,43 +207,55 @@ def _build(keys: NDArray[np.float32], basis: NDArray[np.float32] | None, kind: K
     faiss.omp_set_num_threads(threads)
     count, width = keys.shape
     if kind == "hnsw":
-        engine, parameters = _empty_graph(width), {"ef_search": EF_SEARCH}
+        engine, parameters = _empty_graph(width), {"threads": threads}
     else:
         lists = max(1, min(round(4 * count**0.5), count // 39))  # faiss warns below 39 vectors a list
         engine = faiss.IndexIVFScalarQuantizer(
             faiss.IndexFlatIP(width), width, lists, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False
         )
-        parameters = {"lists": lists, "probes": min(PROBES, lists)}
+        parameters = {"threads": threads, "lists": lists}
         engine.train(keys)
     engine.add(keys)
     reason = "asked for, or more keys than are searched exactly"
-    return Index(kind, keys, basis, 0.0, parameters | {"threads": threads}, reason, _whole(engine, keys))
+    return Index(kind, keys, basis, 0.0, parameters, {}, reason, _whole(engine, keys))
 
 
 def _raised(index: Index, queries: NDArray[np.float64], k: int) -> Index:
-    """The index with the least effort that reaches the recall, or an exact one."""
-    exact = nearest(queries, index.keys, k, [()] * len(queries))
-    name = "ef_search" if index.kind == "hnsw" else "probes"
-    effort, most = index.parameters[name], min(MOST_EFFORT, index.parameters.get("lists", MOST_EFFORT))
-    while True:
-        index = replace(index, parameters={**index.parameters, name: effort})
-        recall = _least_recall(index, queries, exact, k)
-        if recall >= LEAST_RECALL:
-            return replace(index, recall=recall)
-        if effort >= most:
-            reason = f"the recall of {index.kind} is {recall:.3f} at {name} {effort}, below {LEAST_RECALL}"
+    """The index with the least efforts that reach the recall, or an exact one."""
+    best = nearest(queries, index.keys, k, [()] * len(queries))
+    numbers = [1 << power for power in range((k - 1).bit_length())] + [k]
+    efforts, recalls, least = {}, [], EF_SEARCH if index.kind == "hnsw" else PROBES
+    for number in numbers:
+        exact = Hits(best.positions[:, :number], best.similarities[:, :number])
+
+        def recall_of(effort: int, number: int = number, exact: Hits = exact) -> float:
+            tried = replace(index, efforts={number: effort})
+            return tie_aware_recall(tried._nearest(queries, number, [()] * len(queries)), exact)
+
+        least, recall = _least_effort(recall_of, least, min(MOST_EFFORT, index.parameters.get("lists", MOST_EFFORT)))
+        if recall < LEAST_RECALL:
+            reason = f"the recall of {index.kind} is {recall:.3f} for {number} neighbours at effort {least}, too low"
             return exact_index(index.keys, index.basis, reason)
-        effort = min(effort + max(1, effort // 2), most)
+        efforts[number] = least
+        recalls.append(recall)
+    return replace(index, efforts=efforts, recall=min(recalls))
 
 
-def _least_recall(index: Index, queries: NDArray[np.float64], exact: Hits, k: int) -> float:
-    """The least one for `k` neighbours, half of them, and so on down to one: a book may be tuned to any number."""
-    recalls = []
-    while k:
-        best = Hits(exact.positions[:, :k], exact.similarities[:, :k])
-        recalls.append(tie_aware_recall(index._nearest(queries, k, [()] * len(queries)), best))
-        k //= 2
-    return min(recalls)
+def _least_effort(recall_of: Callable[[int], float], low: int, most: int) -> tuple[int, float]:
+    """The least effort of at least `low` that has the recall, to an eighth, and its recall; else the most."""
+    high = min(low, most)
+    recall = recall_of(high)
+    while recall < LEAST_RECALL and high < most:
+        low, high = high, min(2 * high, most)
+        recall = recall_of(high)
+    while recall >= LEAST_RECALL and high - low > max(1, high // 8):
+        middle = (low + high) // 2
+        found = recall_of(middle)
+        if found >= LEAST_RECALL:
+            high, recall = middle, found
+        else:
+            low = middle
+    return high, recall
 
 
 def _moved(keys: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -254,13 +267,13 @@ def _moved(keys: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(chosen + 0.2 * noise)
 
 
-def _effort(kind: Kind, parameters: Mapping[str, int], wanted: int, present: NDArray[np.uint8] | None) -> Any:
+def _parameters(kind: Kind, effort: int, threads: int, present: NDArray[np.uint8] | None) -> Any:
     faiss = _faiss()
-    faiss.omp_set_num_threads(parameters["threads"])  # of the calling thread
+    faiss.omp_set_num_threads(threads)  # of the calling thread
     selected = {} if present is None else {"sel": faiss.IDSelectorBitmap(present)}
     if kind == "ivf":
-        return faiss.SearchParametersIVF(nprobe=parameters["probes"], **selected)
-    return faiss.SearchParametersHNSW(efSearch=max(parameters["ef_search"], wanted), **selected)
+        return faiss.SearchParametersIVF(nprobe=effort, **selected)
+    return faiss.SearchParametersHNSW(efSearch=effort, **selected)
 
 
 def _faiss() -> Any:
@@ -283,7 +296,7 @@ def _empty_graph(width: int) -> Any:
 
 def _digest(keys: NDArray[np.float32], queries: NDArray[Any] | None, k: int) -> str:
     """Of all that decides what is built."""
-    told = hashlib.sha256(json.dumps([2, keys.shape, k, LINKS, EF_CONSTRUCTION, queries is None]).encode())
+    told = hashlib.sha256(json.dumps([3, keys.shape, k, LINKS, EF_CONSTRUCTION, queries is None]).encode())
     for array in (keys, keys[:0] if queries is None else queries):
         told.update(np.ascontiguousarray(array).view(np.uint8).data)
     return told.hexdigest()
@@ -305,13 +318,14 @@ class _Kept:
                 return None
             if told["kind"] == "exact":
                 return exact_index(keys, basis, str(told["reason"]))
-            entry, parameters = int(told["entry"]), {"ef_search": int(told["ef_search"]), "threads": threads}
-            recall, reason = float(told["recall"]), str(told["reason"])
+            efforts = {int(number): int(effort) for number, effort in told["efforts"]}
+            entry, recall, reason = int(told["entry"]), float(told["recall"]), str(told["reason"])
         except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile):
             return None
-        if not is_graph(levels, links, entry, len(keys)) or not 1 <= parameters["ef_search"] <= MOST_EFFORT:
+        if not is_graph(levels, links, entry, len(keys)) or not _are_efforts(efforts):
             return None
-        return Index("hnsw", keys, basis, recall, parameters, reason, _whole(_graph(keys, levels, links, entry), keys))
+        whole = _whole(_graph(keys, levels, links, entry), keys)
+        return Index("hnsw", keys, basis, recall, {"threads": threads}, efforts, reason, whole)
 
     def write(self, index: Index) -> None:
         faiss = _faiss()
@@ -320,11 +334,17 @@ class _Kept:
         if index.built:
             graph = index.built.engine.hnsw
             levels, links = faiss.vector_to_array(graph.levels), faiss.vector_to_array(graph.neighbors)
-            told |= {"entry": graph.entry_point, "ef_search": index.parameters["ef_search"]}
+            told |= {"entry": graph.entry_point, "efforts": list(index.efforts.items())}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self.path.parent, suffix=".part", delete=False) as file:
             np.savez(file, allow_pickle=False, levels=levels, links=links, told=np.array(json.dumps(told)))
         os.replace(file.name, self.path)
+
+
+def _are_efforts(efforts: Mapping[int, int]) -> bool:
+    return (
+        bool(efforts) and list(efforts) == sorted(efforts) and all(1 <= one <= MOST_EFFORT for one in efforts.values())
+    )
 
 
 def is_graph(levels: NDArray[Any], links: NDArray[Any], entry: int, count: int) -> bool:
