@@ -183,12 +183,12 @@ def test_recall_holds_for_fewer_neighbours_than_it_was_asked_for(monkeypatch: py
 
 def test_the_least_effort_is_found_to_an_eighth() -> None:
     def recall_of(effort: int) -> float:
-        return min(1.0, 0.99 * effort / 73)
+        return 1 - 0.7299 / effort  # .99 at 73
 
     least, recall = index_module._least_effort(recall_of, 8, 2048)
     assert 73 <= least <= 73 * 9 / 8
     assert recall == recall_of(least)
-    assert index_module._least_effort(recall_of, 90, 2048) == (90, 1.0)
+    assert index_module._least_effort(recall_of, 90, 2048) == (90, recall_of(90))
     assert index_module._least_effort(recall_of, 8, 40) == (40, recall_of(40))
     assert index_module._least_effort(lambda effort: 0.99 * (effort > 1), 1, 2048) == (2, 0.99)
 
