@@ -16,7 +16,7 @@ import yaml
 from openbook.answers import Answers
 from openbook.bench import book, book_accuracy, book_edits, book_targets, measure, synthetic_book
 from openbook.config import StudentSettings, UsageError
-from openbook.knowledge_base.index import open_index
+from openbook.knowledge_base.index import open_index, tie_aware_recall
 from openbook.types import Example
 
 TINY = {"tiny": StudentSettings(architecture="bert", layers=1, hidden_size=16, heads=2, intermediate_size=32)}
@@ -70,6 +70,17 @@ def test_every_book_is_timed_with_the_arms_that_differ(result: dict[str, Any]) -
     assert large["batches"]["4"]["alone"]["stages"]["search"] == 0
     assert arm["retrieved"] == 1
     assert 0 < large["batches"]["4"]["policy, skipping"]["retrieved"] < 1
+
+
+def test_recall_is_of_the_queries_that_are_asked() -> None:
+    base = synthetic_book.synthetic_book(4000, 16)
+    queries = synthetic_book.near(base.keys, 50)
+    careless = replace(open_index(base.keys, "ivf"), efforts={32: 1})
+    arm = book.Arm(base, careless, book.Retrieval(top_k=4, temperature=0.1, beta=0.5), 0.0)
+    found, exact = (index.search(queries, 4) for index in (careless, open_index(base.keys)))
+    assert careless.recall >= 0.99
+    assert 0 < book.recall_of(arm, queries) < 0.99
+    assert book.recall_of(arm, queries) == tie_aware_recall(found, exact)
 
 
 def test_new_entries_are_found_after_the_edit(result: dict[str, Any]) -> None:
