@@ -62,7 +62,7 @@ def test_every_book_is_timed_with_the_arms_that_differ(result: dict[str, Any]) -
     assert set(large["batches"]["4"]) == {"alone", "exact", "policy", "policy, skipping"}
     assert large["indexes"]["policy"]["kind"] == "hnsw"
     assert large["indexes"]["policy"]["recall"] >= 0.99
-    assert large["indexes"]["policy"]["bytes"] == 1200 * (272 + 2 * 16)
+    assert large["indexes"]["policy"]["bytes"] == 1200 * (400 + 16)
     assert large["book_bytes"]["fp32"] == 1200 * (4 * 16 + 8 + 4 * 2)
     arm = large["batches"]["4"]["exact"]
     assert arm["overhead_p50"] == pytest.approx(arm["p50"] / large["batches"]["4"]["alone"]["p50"] - 1)

@@ -11,6 +11,7 @@ from openbook.config import UsageError
 from openbook.knowledge_base import index as index_module
 from openbook.knowledge_base.index import (
     FILE,
+    LINKS,
     Index,
     exact_index,
     is_graph,
@@ -313,7 +314,8 @@ def negative(levels: np.ndarray, links: np.ndarray) -> None:
 
 def too_high(levels: np.ndarray, links: np.ndarray) -> None:
     low, high = int(np.flatnonzero(levels == 1)[0]), int(np.flatnonzero(levels > 1)[0])
-    links[32 * (levels[:high].astype(int) + 1).sum() + 64] = low  # a link of level 1 to a node without that level
+    own = LINKS * (levels[:high].astype(int) + 1).sum()  # the lowest level has twice as many links
+    links[own + 2 * LINKS] = low  # a link of level 1 to a node without that level
 
 
 def raised(levels: np.ndarray, links: np.ndarray) -> None:

@@ -22,14 +22,13 @@ from openbook.knowledge_base.search import AT_ONCE, Hits, check, nearest, no_hit
 Kind = Literal["exact", "hnsw", "ivf"]
 
 EXACT_MAX_BYTES = 32 << 20
-LINKS = 32  # of a node of HNSW on the levels above the lowest, which has twice as many
-EF_CONSTRUCTION = 200
+LINKS = 48  # of a node of HNSW on the levels above the lowest, which has twice as many
+EF_CONSTRUCTION = 400
 EF_SEARCH = 32  # at least
 PROBES = 8  # lists of IVF that are searched, at least
 LEAST_RECALL = 0.99
 MOST_EFFORT = 2048  # of efSearch and nprobe
 TIE = 1e-6  # similarities this close are equal to whoever counts hits
-HALF_PRECISION = 2**-9  # far above the rounding of a similarity of vectors no longer than 1
 SPARE = 2  # times as many rough hits as are asked for
 SAMPLE = 1000  # queries that measure the recall
 AWAY = 0.33  # of the length of a key: how far they are moved from it
@@ -129,9 +128,8 @@ class Index:
         least = next((effort for most, effort in self.efforts.items() if k <= most), max(self.efforts.values()))
         effort = least if self.kind == "ivf" else max(least, wanted)
         how = _parameters(self.kind, effort, self.parameters["threads"], built.present)
-        rough, found = built.engine.search(queries.astype(np.float32), wanted, params=how)
-        last = rough[:, [wanted - (SPARE - 1) * k - 1]]  # as many as may be excluded are better, and k
-        rows, ranks = np.nonzero((found >= 0) & (rough >= last - HALF_PRECISION))  # faiss gives -1 where it lacks one
+        _, found = built.engine.search(queries.astype(np.float32), wanted, params=how)
+        rows, ranks = np.nonzero(found >= 0)  # faiss gives -1 where it lacks one
         places = built.rows[found[rows, ranks]]
         if not len(built.fresh):
             return rows, places
@@ -203,7 +201,7 @@ def tie_aware_recall(found: Hits, exact: Hits) -> float:
 
 
 def _build(keys: NDArray[np.float32], basis: NDArray[np.float32] | None, kind: Kind, threads: int) -> Index:
-    """An index of the least effort, its recall unknown. Rough similarities are of keys in fp16."""
+    """An index whose recall and efforts are unknown. Rough similarities are of keys in a byte a dimension."""
     faiss = _faiss()
     faiss.omp_set_num_threads(threads)
     count, width = keys.shape
@@ -212,10 +210,10 @@ def _build(keys: NDArray[np.float32], basis: NDArray[np.float32] | None, kind: K
     else:
         lists = max(1, min(round(4 * count**0.5), count // 39))  # faiss warns below 39 vectors a list
         engine = faiss.IndexIVFScalarQuantizer(
-            faiss.IndexFlatIP(width), width, lists, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False
+            faiss.IndexFlatIP(width), width, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT, False
         )
         parameters = {"threads": threads, "lists": lists}
-        engine.train(keys)
+    engine.train(keys)
     engine.add(keys)
     reason = "asked for, or more keys than are searched exactly"
     return Index(kind, keys, basis, 0.0, parameters, {}, reason, _whole(engine, keys))
@@ -292,14 +290,14 @@ def _whole(engine: Any, keys: NDArray[np.float32]) -> _Built:
 
 def _empty_graph(width: int) -> Any:
     faiss = _faiss()
-    graph = faiss.IndexHNSWSQ(width, faiss.ScalarQuantizer.QT_fp16, LINKS, faiss.METRIC_INNER_PRODUCT)
+    graph = faiss.IndexHNSWSQ(width, faiss.ScalarQuantizer.QT_8bit, LINKS, faiss.METRIC_INNER_PRODUCT)
     graph.hnsw.efConstruction = EF_CONSTRUCTION
     return graph
 
 
 def _digest(keys: NDArray[np.float32], queries: NDArray[Any] | None, k: int) -> str:
     """Of all that decides what is built."""
-    told = hashlib.sha256(json.dumps([4, keys.shape, k, LINKS, EF_CONSTRUCTION, queries is None]).encode())
+    told = hashlib.sha256(json.dumps([5, keys.shape, k, LINKS, EF_CONSTRUCTION, queries is None]).encode())
     for array in (keys, keys[:0] if queries is None else queries):
         told.update(np.ascontiguousarray(array).view(np.uint8).data)
     return told.hexdigest()
@@ -372,6 +370,7 @@ def _graph(keys: NDArray[np.float32], levels: NDArray[np.int32], links: NDArray[
     """The very graph that was written, from arrays that `is_graph` accepts."""
     faiss = _faiss()
     engine = _empty_graph(keys.shape[1])
+    engine.train(keys)
     engine.storage.add(keys)
     engine.ntotal = len(keys)
     faiss.copy_array_to_vector(levels, engine.hnsw.levels)
