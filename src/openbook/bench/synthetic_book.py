@@ -10,7 +10,7 @@ from openbook.knowledge_base.search import normalise
 from openbook.types import KnowledgeBase
 
 CLASSES = ("negative", "positive")  # SST-2's, which has 67 k entries
-CENTRES = 24  # of keys, a class
+CENTRES = 48  # of keys
 MAX_LENGTH = 128  # word-pieces
 
 
@@ -22,7 +22,7 @@ def synthetic_book(entries: int, width: int) -> KnowledgeBase:
     """
     random = np.random.default_rng(0)
     spread = spread_of(width)
-    centres = normalise(random.normal(size=(CENTRES * len(CLASSES), width)) * spread).astype(np.float32)
+    centres = normalise(random.normal(size=(CENTRES, width)) * spread).astype(np.float32)
     own = random.integers(len(centres), size=entries)
     keys = random.standard_normal((entries, width), dtype=np.float32)
     keys *= (0.8 * spread).astype(np.float32)

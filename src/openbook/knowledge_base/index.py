@@ -17,7 +17,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from openbook.knowledge_base.search import AT_ONCE, Hits, check, nearest, no_hits, prepare, rank
+from openbook.knowledge_base.search import AT_ONCE, Hits, check, nearest, no_hits, normalise, prepare, rank
 
 Kind = Literal["exact", "hnsw", "ivf"]
 
@@ -264,8 +264,8 @@ def _moved(keys: NDArray[np.float32]) -> NDArray[np.float64]:
     """
     random = np.random.default_rng(0)
     chosen, ones, others = (keys[random.choice(len(keys), min(SAMPLE, len(keys)))].astype(np.float64) for _ in range(3))
-    lengths = [np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in (chosen, ones - others)]
-    return np.asarray(chosen + AWAY * lengths[0] * (ones - others) / np.maximum(lengths[1], TIE))
+    away = AWAY * np.linalg.norm(chosen, axis=1, keepdims=True)
+    return np.asarray(chosen + away * normalise(ones - others))
 
 
 def _parameters(kind: Kind, effort: int, threads: int, present: NDArray[np.uint8] | None) -> Any:
@@ -343,9 +343,7 @@ class _Kept:
 
 
 def _are_efforts(efforts: Mapping[int, int]) -> bool:
-    return (
-        bool(efforts) and list(efforts) == sorted(efforts) and all(1 <= one <= MOST_EFFORT for one in efforts.values())
-    )
+    return list(efforts) == sorted(efforts) != [] and all(1 <= effort <= MOST_EFFORT for effort in efforts.values())
 
 
 def is_graph(levels: NDArray[Any], links: NDArray[Any], entry: int, count: int) -> bool:
