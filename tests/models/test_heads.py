@@ -16,7 +16,7 @@ from transformers import AutoModel, BertConfig, DistilBertConfig, ModernBertConf
 from openbook.config import Kind, Optim, UsageError
 from openbook.distillation.supervised import loss_of_kind
 from openbook.models.encoder import Encoder
-from openbook.models.heads import HeadTask, MultiTask, TaskHead, head_name, last_states, read_tasks
+from openbook.models.heads import HeadTask, MultiTask, TaskHead, head_name, read_tasks
 from openbook.training import train
 from openbook.types import Batch
 
@@ -74,7 +74,7 @@ def test_every_kind_has_logits_that_its_loss_reads(batch: Batch, name: str, shap
     model = model_of()
     logits = model(of_task(batch, name))
     assert logits.shape == shape
-    states = last_states(model.encoder, batch)
+    states = model.encoder.last_states(batch)
     head = model.heads[head_name(name, TASKS[name])]
     read = states if len(shape) == 3 else states[:, 0]
     torch.testing.assert_close(logits, read @ head.linear.weight.T + head.linear.bias)
@@ -84,7 +84,7 @@ def test_every_kind_has_logits_that_its_loss_reads(batch: Batch, name: str, shap
 @pytest.mark.parametrize("family", CONFIGS)
 def test_heads_read_what_the_encoder_says_last(batch: Batch, family: str) -> None:
     encoder = encoder_of(family)
-    states = last_states(encoder, batch)
+    states = encoder.last_states(batch)
     assert states.shape == (3, 7, 16)
     torch.testing.assert_close(states, encoder.listen(hidden=True)(batch).hidden[-1])
 

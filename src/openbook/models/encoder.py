@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from transformers.utils import logging
 
 from openbook.config import UsageError
+from openbook.models.attention import PLAIN, while_learning
 from openbook.types import Batch, Outputs
 
 SEVERAL = "multi_label_classification"  # the problem type of transformers for `multi_label`
@@ -94,10 +95,17 @@ class Encoder(nn.Module):
         return int(self.last_linear().in_features) if self.has_head else self.width
 
     def train(self, mode: bool = True) -> Encoder:
-        """On a CPU it learns with plain attention: the fused one's way back is many times slower in bf16."""
+        """On a CPU it learns with plain attention: the fused one's way back is many times slower in bf16.
+
+        Long texts are an exception (see `while_learning`).
+        """
         super().train(mode)
-        self.model.set_attn_implementation("eager" if mode and not torch.cuda.is_available() else self.attention)
+        self.model.set_attn_implementation(PLAIN if self.learns_on_cpu else self.attention)
         return self
+
+    @property
+    def learns_on_cpu(self) -> bool:
+        return self.model.training and not torch.cuda.is_available()
 
     def body(self) -> nn.Module:
         return self.model.base_model  # type: ignore[no-any-return]
@@ -179,13 +187,9 @@ class Encoder(nn.Module):
 
     def forward(self, batch: Batch) -> Outputs:
         self._pooled, self._taps = None, {}
-        inputs = {name: getattr(batch, name) for name in ("input_ids", "attention_mask", "token_type_ids")}
         answer: Any = None
         with suppress(AllHeard):
-            answer = self.model(
-                **{name: value for name, value in inputs.items() if name in self.accepted},
-                output_hidden_states=self.wants_hidden,
-            )
+            answer = self.run(self.model, batch, output_hidden_states=self.wants_hidden)
         pooled, taps = self._pooled, self._taps
         self._pooled, self._taps = None, {}
         relations = {layer: (kept[0], kept[1], kept[2]) for layer, kept in taps.items()}
@@ -199,6 +203,17 @@ class Encoder(nn.Module):
             hidden=tuple(answer.hidden_states) if self.wants_hidden else (),
             relations=relations,
         )
+
+    def last_states(self, batch: Batch) -> Tensor:
+        """The last hidden states (B, L, d) alone, without keeping those of the layers below."""
+        states: Tensor = self.run(self.body(), batch).last_hidden_state
+        return states
+
+    def run(self, module: nn.Module, batch: Batch, **how: Any) -> Any:
+        if self.learns_on_cpu:
+            self.model.set_attn_implementation(while_learning(self.model.config, batch.input_ids.shape[1]))
+        inputs = {name: getattr(batch, name) for name in ("input_ids", "attention_mask", "token_type_ids")}
+        return module(**{name: value for name, value in inputs.items() if name in self.accepted}, **how)
 
     def save(self, folder: Path, tokenizer: Any) -> None:
         """An ordinary Hugging Face folder: stock class, label names, tokenizer, nothing of ours."""

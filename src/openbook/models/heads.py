@@ -87,7 +87,7 @@ class MultiTask(nn.Module):
         if batch.task not in self.tasks:
             raise ValueError(f"a batch of task {batch.task!r}, and the heads serve {list(self.tasks)}")
         head = self.heads[head_name(batch.task, self.tasks[batch.task])]
-        logits: Tensor = head(last_states(self.encoder, batch))
+        logits: Tensor = head(self.encoder.last_states(batch))
         return logits
 
     def save_heads(self, folder: Path) -> None:
@@ -128,14 +128,6 @@ def read_tasks(folder: Path) -> dict[str, HeadTask]:
 def head_name(name: str, task: HeadTask) -> str:
     """What the head of a task goes by, in a form that a module's name may take: no dots, no attribute's name."""
     return task.kind if task.kind in SHARED else f"task {name}".replace("%", "%25").replace(".", "%2E")
-
-
-def last_states(encoder: Encoder, batch: Batch) -> Tensor:
-    """The encoder's last hidden states (B, L, d), without keeping those of the layers below."""
-    inputs = {name: getattr(batch, name) for name in ("input_ids", "attention_mask", "token_type_ids")}
-    answer = encoder.body()(**{name: value for name, value in inputs.items() if name in encoder.accepted})
-    states: Tensor = answer.last_hidden_state
-    return states
 
 
 def _seed(seed: int, name: str) -> int:

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openbook.models.encoder import Encoder
-from openbook.models.heads import last_states
 from openbook.types import Batch
 
 
@@ -31,5 +30,5 @@ class MaskedLanguageModel(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Logits (n, V) of the pieces that `batch.labels` (B, L) asks for, row by row; others are not computed."""
         assert batch.labels is not None
-        states = last_states(self.encoder, batch)[batch.labels >= 0]  # (n, d)
+        states = self.encoder.last_states(batch)[batch.labels >= 0]  # (n, d)
         return F.linear(self.norm(F.gelu(self.transform(states))), self.encoder.words().weight, self.bias)
