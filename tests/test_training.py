@@ -539,6 +539,9 @@ def train_two_heads(folder: Path, progress: Callable[[int], None]) -> None:
     history = train(model, model, Shuffled(18, 4), optim, 7, accelerator, folder / "scratch", progress)
     torch.save(model.state_dict(), folder / f"weights-{accelerator.process_index}-of-{accelerator.num_processes}.pt")
     write_json(folder / f"history-{accelerator.process_index}-of-{accelerator.num_processes}.json", history)
+    (folder / f"threads-{accelerator.process_index}-of-{accelerator.num_processes}").write_text(
+        str(torch.get_num_threads())
+    )
 
 
 def test_two_processes_end_with_the_weights_of_one(tmp_path: Path) -> None:
@@ -557,6 +560,8 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path: Path) -> None:
     assert torch.equal(one["heads.2.weight"], before["heads.2.weight"])  # never drawn: not even decayed
     assert not torch.equal(one["heads.1.weight"], before["heads.1.weight"])
     assert told == [1, 2, 3, 4, 5]
+    for rank in range(2):  # its share of this process's threads, of which tests have one
+        assert (tmp_path / f"threads-{rank}-of-2").read_text() == "1"
 
 
 def test_more_processes_than_batches_an_update_are_refused(tmp_path: Path) -> None:

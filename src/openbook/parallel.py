@@ -147,6 +147,7 @@ def join(work: Callable[..., None], job: Job, rank: int, processes: int, meeting
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}  # accelerate asks for them; they meet in a file
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # or accelerate gives every process all cores
     if not torch.cuda.is_available():
         os.environ["ACCELERATE_USE_CPU"] = "true"
     backend = "nccl" if torch.cuda.is_available() else "gloo"
