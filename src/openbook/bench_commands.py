@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,6 +54,12 @@ def bench_distill(
     teacher: Annotated[
         str | None, typer.Option("--teacher", help="A folder or Hub id; the quick start's packaged one if absent.")
     ] = None,
+    teacher_shape: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher-shape", help="Random weights in this shape instead, such as '12 x 768': layers, width."
+        ),
+    ] = None,
     layers: Annotated[int, typer.Option("--layers", help="Of the student.")] = 3,
     width: Annotated[int, typer.Option("--width", help="Of the student.")] = 192,
     heads: Annotated[int, typer.Option("--heads", help="Of the student.")] = 12,
@@ -71,11 +78,22 @@ def bench_distill(
         architecture="bert", layers=layers, hidden_size=width, heads=heads, intermediate_size=4 * width
     )
     optim = Optim(learning_rate=1e-3, batch_tokens=batch_tokens)
+    wide = shape_of(teacher_shape) if teacher_shape else None
     place = folder / "distill"
     place.mkdir(parents=True, exist_ok=True)
-    text = FileSource(path=source, text=column)
-    result = distill.run(locate_model(teacher or PackagedModel(**PACKAGED)), shape, text, optim, updates, rounds, place)
+    text, location = FileSource(path=source, text=column), locate_model(teacher or PackagedModel(**PACKAGED))
+    if wide:
+        location = distill.random_teacher(location, *wide, place)
+    result = distill.run(location, shape, text, optim, updates, rounds, place)
     show(distill.tables(result), result, output)
+
+
+def shape_of(told: str) -> tuple[int, int]:
+    """Layers and width."""
+    found = re.fullmatch(r"\s*([1-9]\d*)\s*x\s*([1-9]\d*)\s*", told)
+    if found is None or int(found[2]) % 64:
+        raise UsageError(f"--teacher-shape {told!r} is no shape; write layers x width, a multiple of 64: '12 x 768'")
+    return int(found[1]), int(found[2])
 
 
 @bench.command("book")

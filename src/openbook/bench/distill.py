@@ -33,6 +33,7 @@ OURS, TWO = "openbook", "openbook, two students"
 WARM = 2  # updates before the first that counts
 LEAST_BATCHES = 2 * WINDOW  # of text: with less, batches hold blocks of more different lengths than in a real run
 PAIRS = ("qq", "kk", "vv")
+HEAD_WIDTH = 64  # of a head of a teacher with random weights, as in BERT
 CHARACTERS = 8  # read for a word-piece: more than any text needs
 
 
@@ -94,6 +95,16 @@ def prepare(
     fits = [n for n in range(1, student.hidden_size + 1) if wide.width % n == student.hidden_size % n == 0]
     chosen = relation_heads(wide.width, student.hidden_size, None)
     return {"relation_heads": chosen, "heads_that_fit": [fits[0], chosen], "teacher_layers": wide.layers}
+
+
+def random_teacher(tokenizer: str, layers: int, width: int, folder: Path) -> str:
+    """A BERT of this shape that reads a model's word-pieces: random weights take as long as learned ones."""
+    shape = StudentSettings(
+        architecture="bert", layers=layers, hidden_size=width, heads=width // HEAD_WIDTH, intermediate_size=4 * width
+    )
+    pieces = load_tokenizer(tokenizer)
+    headless(new_student(shape, Head(None), pieces, len(pieces), 512, 0)).save(folder / "teacher", pieces)
+    return str(folder / "teacher")
 
 
 def first_documents(every: Iterable[Document], characters: int) -> Iterator[Document]:
