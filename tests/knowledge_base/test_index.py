@@ -9,16 +9,8 @@ import pytest
 
 from openbook.config import UsageError
 from openbook.knowledge_base import index as index_module
-from openbook.knowledge_base.index import (
-    FILE,
-    LINKS,
-    Index,
-    exact_index,
-    is_graph,
-    open_index,
-    previous_rows,
-    tie_aware_recall,
-)
+from openbook.knowledge_base.graph import LINKS, is_graph
+from openbook.knowledge_base.index import FILE, Index, exact_index, open_index, previous_rows, tie_aware_recall
 from openbook.knowledge_base.search import Hits, normalise, search
 
 K = 4

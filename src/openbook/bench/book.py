@@ -242,12 +242,14 @@ def summary(found: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
 
 def facts(base: KnowledgeBase, arms: Mapping[str, Arm], queries: NDArray[Any], student_bytes: int) -> dict[str, Any]:
     entries, width = base.keys.shape
+    distinct = {id(arm.index): arm for arm in arms.values()}  # two arms share one
+    recalls = {place: recall_of(arm, queries) for place, arm in distinct.items()}
     sizes = {form: forms.size_of(entries, width, base.values.shape[1], form) for form in forms_of(width)}
     indexes = {
         name: {
             "kind": arm.index.kind,
             "reason": arm.index.reason,
-            "recall": recall_of(arm, queries),
+            "recall": recalls[id(arm.index)],
             "recall_when_built": arm.index.recall,
             "parameters": dict(arm.index.parameters),
             "efforts": {str(number): effort for number, effort in arm.index.efforts.items()},

@@ -17,13 +17,20 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from openbook.knowledge_base.graph import (
+    EF_CONSTRUCTION,
+    LINKS,
+    arrays_of,
+    empty_graph,
+    graph_of,
+    is_graph,
+    load_faiss,
+)
 from openbook.knowledge_base.search import AT_ONCE, Hits, check, nearest, no_hits, normalise, prepare, rank
 
 Kind = Literal["exact", "hnsw", "ivf"]
 
 EXACT_MAX_BYTES = 32 << 20
-LINKS = 48  # of a node of HNSW on the levels above the lowest, which has twice as many
-EF_CONSTRUCTION = 400
 EF_SEARCH = 32  # at least
 PROBES = 8  # lists of IVF that are searched, at least
 LEAST_RECALL = 0.99
@@ -202,11 +209,11 @@ def tie_aware_recall(found: Hits, exact: Hits) -> float:
 
 def _build(keys: NDArray[np.float32], basis: NDArray[np.float32] | None, kind: Kind, threads: int) -> Index:
     """An index whose recall and efforts are unknown. Rough similarities are of keys in a byte a dimension."""
-    faiss = _faiss()
+    faiss = load_faiss()
     faiss.omp_set_num_threads(threads)
     count, width = keys.shape
     if kind == "hnsw":
-        engine, parameters = _empty_graph(width), {"threads": threads}
+        engine, parameters = empty_graph(width), {"threads": threads}
     else:
         lists = max(1, min(round(4 * count**0.5), count // 39))  # faiss warns below 39 vectors a list
         engine = faiss.IndexIVFScalarQuantizer(
@@ -269,7 +276,7 @@ def _moved(keys: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _parameters(kind: Kind, effort: int, threads: int, present: NDArray[np.uint8] | None) -> Any:
-    faiss = _faiss()
+    faiss = load_faiss()
     faiss.omp_set_num_threads(threads)  # of the calling thread
     selected = {} if present is None else {"sel": faiss.IDSelectorBitmap(present)}
     if kind == "ivf":
@@ -277,22 +284,8 @@ def _parameters(kind: Kind, effort: int, threads: int, present: NDArray[np.uint8
     return faiss.SearchParametersHNSW(efSearch=effort, **selected)
 
 
-def _faiss() -> Any:
-    """It is imported where an index is built or searched only; its own types lack half of it."""
-    import faiss
-
-    return faiss
-
-
 def _whole(engine: Any, keys: NDArray[np.float32]) -> _Built:
     return _Built(engine, np.arange(len(keys)), np.empty(0, dtype=np.int64), keys[:0])
-
-
-def _empty_graph(width: int) -> Any:
-    faiss = _faiss()
-    graph = faiss.IndexHNSWSQ(width, faiss.ScalarQuantizer.QT_8bit, LINKS, faiss.METRIC_INNER_PRODUCT)
-    graph.hnsw.efConstruction = EF_CONSTRUCTION
-    return graph
 
 
 def _digest(keys: NDArray[np.float32], queries: NDArray[Any] | None, k: int) -> str:
@@ -325,17 +318,15 @@ class _Kept:
             return None
         if not is_graph(levels, links, entry, len(keys)) or not _are_efforts(efforts):
             return None
-        whole = _whole(_graph(keys, levels, links, entry), keys)
+        whole = _whole(graph_of(keys, levels, links, entry), keys)
         return Index("hnsw", keys, basis, recall, {"threads": threads}, efforts, reason, whole)
 
     def write(self, index: Index) -> None:
-        faiss = _faiss()
         told = {"digest": self.digest, "kind": index.kind, "reason": index.reason, "recall": index.recall}
         levels = links = np.empty(0, dtype=np.int32)
         if index.built:
-            graph = index.built.engine.hnsw
-            levels, links = faiss.vector_to_array(graph.levels), faiss.vector_to_array(graph.neighbors)
-            told |= {"entry": graph.entry_point, "efforts": list(index.efforts.items())}
+            levels, links, entry = arrays_of(index.built.engine)
+            told |= {"entry": entry, "efforts": list(index.efforts.items())}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self.path.parent, suffix=".part", delete=False) as file:
             np.savez(file, allow_pickle=False, levels=levels, links=links, told=np.array(json.dumps(told)))
@@ -344,35 +335,3 @@ class _Kept:
 
 def _are_efforts(efforts: Mapping[int, int]) -> bool:
     return list(efforts) == sorted(efforts) != [] and all(1 <= effort <= MOST_EFFORT for effort in efforts.values())
-
-
-def is_graph(levels: NDArray[Any], links: NDArray[Any], entry: int, count: int) -> bool:
-    """Whether a search through these arrays reads only what is there; a damaged or hostile file is no graph."""
-    if levels.dtype != np.int32 or links.dtype != np.int32 or levels.shape != (count,) or links.ndim != 1:
-        return False
-    if not 0 <= entry < count or levels.min() < 1 or levels.max() > 30 or levels[entry] != levels.max():
-        return False
-    ends = np.cumsum(LINKS * (levels.astype(np.int64) + 1))  # a node has twice as many links on the lowest level
-    if len(links) != ends[-1] or links.min() < -1 or links.max() >= count:
-        return False
-    for level in range(1, int(levels.max())):  # above the lowest, a link must lead to a node of that level
-        nodes = np.flatnonzero(levels > level)
-        starts = ends[nodes] - LINKS * (levels[nodes].astype(np.int64) - level)
-        linked = links[starts[:, None] + np.arange(LINKS)]
-        if ((linked >= 0) & (levels[linked] <= level)).any():
-            return False
-    return True
-
-
-def _graph(keys: NDArray[np.float32], levels: NDArray[np.int32], links: NDArray[np.int32], entry: int) -> Any:
-    """The very graph that was written, from arrays that `is_graph` accepts."""
-    faiss = _faiss()
-    engine = _empty_graph(keys.shape[1])
-    engine.train(keys)
-    engine.storage.add(keys)
-    engine.ntotal = len(keys)
-    faiss.copy_array_to_vector(levels, engine.hnsw.levels)
-    engine.hnsw.max_level = engine.hnsw.prepare_level_tab(len(keys), True)
-    faiss.memcpy(engine.hnsw.neighbors.data(), faiss.swig_ptr(links), links.nbytes)
-    engine.hnsw.entry_point = entry
-    return engine
