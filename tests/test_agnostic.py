@@ -156,6 +156,25 @@ def test_a_killed_run_resumes_to_the_same_weights(
         assert_equal(folder / "students" / name, finished / "students" / name)
 
 
+def test_two_processes_train_the_teacher_that_one_does(finished: Path, many: Path, tmp_path: Path) -> None:
+    execute(load_recipe(many / "recipe.yaml", ["teacher.processes=2"]), tmp_path, "train-teacher")
+    left, right = weights(tmp_path / "teacher"), weights(finished / "teacher")
+    assert left.keys() == right.keys()
+    for name, weight in left.items():
+        torch.testing.assert_close(weight, right[name], rtol=0, atol=2e-4)
+    for file in ("scores.json", "history.json"):
+        told, expected = (json.loads((folder / "teacher" / file).read_text()) for folder in (tmp_path, finished))
+        assert flat(told) == pytest.approx(flat(expected), abs=1e-5)
+
+
+def flat(told: Any, name: str = "") -> dict[str, float]:
+    """Numbers by where they are."""
+    if isinstance(told, dict | list):
+        parts = told.items() if isinstance(told, dict) else enumerate(told)
+        return {key: value for place, part in parts for key, value in flat(part, f"{name}/{place}").items()}
+    return {name: told} if isinstance(told, int | float) else {}
+
+
 def test_nothing_runs_twice(finished: Path, many: Path) -> None:
     run = AgnosticRun(load_recipe(many / "recipe.yaml"), finished)
     assert [step.fresh for step in plan(run)] == [True] * 4

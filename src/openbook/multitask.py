@@ -29,7 +29,7 @@ from openbook.models.heads import HeadTask, MultiTask
 from openbook.models.language import MaskedLanguageModel
 from openbook.parallel import run_group
 from openbook.task_scores import guess_of, score_of
-from openbook.training import Judge, Plan, count_updates, train
+from openbook.training import Judge, Plan, added_over_processes, count_updates, train
 from openbook.types import Batch
 
 Tasks = Mapping[str, TaskData]
@@ -153,11 +153,12 @@ def teach(
     mixture = mixture_of(settings, texts)
     encoder = load_headless(pupil.encoder, pupil.revision)
     subject_of = hidden_words if settings.mixture.masked_text else supervised
-    subject = subject_of(run, settings, tasks, encoder, mixture)
+    subject = subject_of(run, settings, tasks, encoder, mixture, accelerator)
     every = settings.judge_every * optim.accumulation
     judge = Judge(subject.judged, range(every, len(mixture), every))
     lesson = subject.lesson
     history = train(lesson, lesson, subject.plan, optim, settings.seed, accelerator, scratch, progress, judge)
+    final = subject.told()  # all processes take part
     if accelerator.is_main_process:
         encoder.save(folder, run.tokenizer)
         if subject.heads is not None and pupil.keeps_heads:
@@ -173,13 +174,20 @@ def teach(
                 "warnings": tasks[name].warnings,
                 **mixture.draws_of()[name],
             }
-            for name, one in subject.told().items()
+            for name, one in final.items()
         }
         is_masked = settings.mixture.masked_text
         write_json(folder / "scores.json", {"tasks": {}, "masked_text": told} if is_masked else {"tasks": told})
 
 
-def supervised(run: AgnosticRun, settings: MultiTaskSettings, tasks: Tasks, encoder: Encoder, plan: Mixture) -> Subject:
+def supervised(
+    run: AgnosticRun,
+    settings: MultiTaskSettings,
+    tasks: Tasks,
+    encoder: Encoder,
+    plan: Mixture,
+    accelerator: Accelerator,
+) -> Subject:
     """Every task with its head and its loss."""
     standards = {name: standard_of(task, task.train) for name, task in tasks.items()}
     heads = {name: head_of(task, standards[name]) for name, task in tasks.items()}
@@ -189,12 +197,12 @@ def supervised(run: AgnosticRun, settings: MultiTaskSettings, tasks: Tasks, enco
 
     def judged() -> dict[str, float]:
         """All tasks' scores; what decides is the mean of what they are above a guess, in points (2.2)."""
-        scores = scores_of(run, settings, model, tasks)
+        scores = scores_of(run, settings, model, tasks, accelerator)
         gain = 100 * sum(scores[name] - guesses[name] for name in tasks) / len(tasks)
         return {"holdout": gain, **{f"score of {name}": score for name, score in scores.items()}}
 
     def told() -> dict[str, dict[str, Any]]:
-        final = scores_of(run, settings, model, tasks)
+        final = scores_of(run, settings, model, tasks, accelerator)
         return {
             name: {"metric": task.metric, "score": final[name], "guess": guesses[name]} for name, task in tasks.items()
         }
@@ -203,17 +211,24 @@ def supervised(run: AgnosticRun, settings: MultiTaskSettings, tasks: Tasks, enco
 
 
 def hidden_words(
-    run: AgnosticRun, settings: MultiTaskSettings, tasks: Tasks, encoder: Encoder, plan: Mixture
+    run: AgnosticRun,
+    settings: MultiTaskSettings,
+    tasks: Tasks,
+    encoder: Encoder,
+    plan: Mixture,
+    accelerator: Accelerator,
 ) -> Subject:
     """The texts of the tasks in the same draws, without their labels: a masked language model (arm G)."""
     model, how = MaskedLanguageModel(encoder, settings.seed), Masking.of(run.tokenizer)
 
     def losses() -> dict[str, float]:
         """The cross-entropy of hidden pieces in rows set aside, which are the same every time."""
-        return {
+        own = {
             given.name: loss_of_hidden(model, held_out(run, given, tasks[given.name]), how, settings.seed)
-            for given in settings.tasks
+            for given in settings.tasks[accelerator.process_index :: accelerator.num_processes]
         }
+        everywhere = added_over_processes(own, accelerator)
+        return {given.name: everywhere[given.name] for given in settings.tasks}
 
     def judged() -> dict[str, float]:
         found = losses()
@@ -316,13 +331,16 @@ def loss_of(settings: MultiTaskSettings, task: TaskData, standard: Standard) -> 
     return loss_of_kind(task.kind, scaled=settings.scale_losses, null_allowed=task.null_allowed, standard=standard)
 
 
-def scores_of(run: AgnosticRun, settings: MultiTaskSettings, model: MultiTask, tasks: Tasks) -> dict[str, float]:
-    """The main metric of every task on the rows set aside, as a fraction."""
+def scores_of(
+    run: AgnosticRun, settings: MultiTaskSettings, model: MultiTask, tasks: Tasks, accelerator: Accelerator
+) -> dict[str, float]:
+    """The main metric of every task on the rows set aside, as a fraction. Each process of a group judges its share."""
     found = {}
-    for given in settings.tasks:
+    for given in settings.tasks[accelerator.process_index :: accelerator.num_processes]:
         task = tasks[given.name]
         found[given.name] = score_of(model, given.name, task, task.holdout, held_out(run, given, task))[task.metric]
-    return found
+    everywhere = added_over_processes(found, accelerator)
+    return {given.name: everywhere[given.name] for given in settings.tasks}
 
 
 def held_out(run: AgnosticRun, given: TaskSettings, task: TaskData) -> Tokenised:
