@@ -13,6 +13,7 @@ import yaml
 from openbook import agnostic_experiment
 from openbook.agnostic_experiment import AgnosticExperiment, drift_of, execute
 from openbook.agnostic_grid import agnostic_grid, is_agnostic, recipe_of
+from openbook.agnostic_page import publish
 from openbook.config import UsageError
 from openbook.data.batches import Tokenised
 from openbook.grid import raw_grid
@@ -104,6 +105,8 @@ def test_arms_and_seeds_share_what_is_made_from_the_same(done: Path) -> None:
 
 def test_the_page_tells_claims_roles_and_teachers(done: Path) -> None:
     page = (done / "page.md").read_text()
+    assert "for 1,000 word-pieces, read from 3,000 of general text (small scale)" in page
+    assert "not answered yet" not in page
     assert "| B - A | small | in-domain (1) |" in page
     assert "## Low-resource, seen, 4 shots" in page
     assert "| mean | teacher |" in page
@@ -114,6 +117,24 @@ def test_the_page_tells_claims_roles_and_teachers(done: Path) -> None:
     alone = [row["scores"][row["metric"]] for row in a["teacher_rows"] if row["task"] == "scores"]
     assert told[1][8] == f"{100 * sum(alone) / len(alone):.1f} |"
     assert "{" not in page
+
+
+def test_a_claim_about_an_arm_that_was_not_run_is_named_and_costs_the_others_nothing(
+    done: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(done / "results", tmp_path / "results")
+    file = tmp_path / "results" / "grid.json"
+    grid = json.loads(file.read_text())
+    grid["arms"]["C"] = "another"
+    grid["contrasts"].append({"name": "C - B", "claim": "better yet", "weights": {"C": 1, "B": -1}})
+    file.write_text(json.dumps(grid))
+    publish(tmp_path / "results", tmp_path / "page.md")
+    page, before = page_of(tmp_path), page_of(done)
+    assert "Declared and not answered yet, since an arm of theirs has not been run: C - B." in page
+    assert "- **C**: another (distillation seeds done: none of 0, 1)" in page
+    added = [line for line in page if line not in before]
+    assert len(added) == 2
+    assert [line for line in before if line not in page] == []
 
 
 def test_what_is_done_is_skipped(done: Path, grid_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

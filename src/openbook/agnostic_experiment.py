@@ -155,7 +155,7 @@ def describe(experiment: AgnosticExperiment) -> None:
         "arms": {name: arm.title for name, arm in grid.arms.items()},
         "students": {student.name: student.model_dump(mode="json") for student in recipe.students},
         "teacher": recipe.teacher.model_dump(mode="json", exclude={"tasks"}),
-        "budget_tokens": recipe.text.budget_tokens,
+        "tokens": {"text": recipe.text.budget_tokens, "distillation": recipe.distill.optim.tokens},
         "fine_tune": recipe.fine_tune.model_dump(mode="json", include={"select", "seeds", "rows", "test_rows"}),
         "machine": {"cores": os.cpu_count(), "torch": torch.__version__},
     }

@@ -36,11 +36,15 @@ def render(results: Path) -> str:
             f"{results} holds no results that can be read ({error!r}); run the experiment again"
         ) from error
     known = report(scores, grid["plain"], grid["multi_task"]) if scores else []
+    run = [arm for arm in grid["arms"] if any(record["arm"] == arm for record in records)]
+    asked = [one for one in grid["contrasts"] if set(one["weights"]) <= set(run)]
     context = {
         "g": grid,
+        "asked": asked,
+        "unasked": [one["name"] for one in grid["contrasts"] if one not in asked],
         "done": {arm: sorted(r["seed"] for r in records if r["arm"] == arm) for arm in grid["arms"]},
-        "evidence": evidence_table(grid, declared(grid, scores)),
-        "roles": [(role, role_table(grid, rows)) for role, rows in by_role(known).items()],
+        "evidence": evidence_table(declared(asked, scores)),
+        "roles": [(role, role_table(run, rows)) for role, rows in by_role(known).items()],
         "teacher": teacher_table(grid, records),
         "students": student_table(records),
         "drift": next((r["drift"] for r in records if r.get("drift")), None),
@@ -73,19 +77,17 @@ def scores_of(records: Sequence[Mapping[str, Any]]) -> list[Score]:
     return list(found)
 
 
-def declared(grid: Mapping[str, Any], scores: Sequence[Score]) -> list[tuple[str, Evidence]]:
-    """Every declared claim for every student and role that has scores, corrected together."""
+def declared(claims: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> list[tuple[str, Evidence]]:
+    """Every claim for every student and role that has scores, corrected together."""
     places = sorted({(s.student, s.role, s.shots) for s in scores if s.student != TEACHER}, key=str)
-    asked = [
-        (one["name"], Contrast(one["name"], one["weights"], *place)) for one in grid["contrasts"] for place in places
-    ]
+    asked = [(one["name"], Contrast(one["name"], one["weights"], *place)) for one in claims for place in places]
     found = contrasts(scores, [contrast for _, contrast in asked]) if asked else []
     return [(name, evidence) for (name, _), evidence in zip(asked, found, strict=True)]
 
 
-def evidence_table(grid: Mapping[str, Any], found: Sequence[tuple[str, Evidence]]) -> Columns:
+def evidence_table(found: Sequence[tuple[str, Evidence]]) -> Columns:
     columns: Columns = {
-        name: [] for name in ("contrast", "student", "tasks", "points", "95 % interval", "p (Holm)", "shown")
+        name: [] for name in ("contrast", "student", "tasks", "points", "95 % interval", "p", "p (Holm)", "shown")
     }
     for name, one in found:
         interval = NONE if one.low is None or one.high is None else f"{100 * one.low:+.1f} to {100 * one.high:+.1f}"
@@ -96,6 +98,7 @@ def evidence_table(grid: Mapping[str, Any], found: Sequence[tuple[str, Evidence]
             f"{role} ({len(one.tasks)})",
             NONE if one.difference is None else f"{100 * one.difference:+.1f}",
             interval,
+            NONE if one.p is None else f"{one.p:.3f}",
             NONE if one.p is None else f"{one.p_holm:.3f}",
             verdict(one),
         )
@@ -120,12 +123,12 @@ def by_role(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return found
 
 
-def role_table(grid: Mapping[str, Any], rows: Sequence[Row]) -> Columns:
-    """Means of every arm: of the role, of its families, of each task; students below each other."""
+def role_table(arms: Sequence[str], rows: Sequence[Row]) -> Columns:
+    """Means of every arm that was run: of the role, of its families, of each task; students below each other."""
     columns: Columns = {
         "tasks": [],
         "model": [],
-        **{arm: [] for arm in grid["arms"]},
+        **{arm: [] for arm in arms},
         "gain": [],
         "of the teacher's": [],
     }
@@ -134,7 +137,7 @@ def role_table(grid: Mapping[str, Any], rows: Sequence[Row]) -> Columns:
         group = row.group
         columns["tasks"].append(group.task or (f"{group.family}: mean" if group.family else "mean"))
         columns["model"].append(row.student)
-        for arm in grid["arms"]:
+        for arm in arms:
             value = row.means.get(arm)
             columns[arm].append(NONE if value is None else f"{100 * value:.1f}")
         columns["gain"].append(NONE if row.gain is None else f"{100 * row.gain.student:+.1f}")
