@@ -46,6 +46,12 @@ class AgnosticGrid(Settings):
     contrasts: tuple[DeclaredContrast, ...] = ()
 
     @model_validator(mode="after")
+    def seeds_differ(self) -> Self:
+        if twice := [seed for seed in self.seeds if self.seeds.count(seed) > 1]:
+            raise ValueError(f"seeds: {twice[0]} is there twice; name every seed once")
+        return self
+
+    @model_validator(mode="after")
     def arms_are_known(self) -> Self:
         named = [self.plain, self.multi_task, *(arm for one in self.contrasts for arm in one.weights)]
         for arm in named:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -56,8 +57,12 @@ def render(results: Path) -> str:
 
 
 def scores_of(records: Sequence[Mapping[str, Any]]) -> list[Score]:
-    """The fine-tunings that came to an end. An arm's teacher has no distillation seed, and is told with every one."""
-    found: dict[Score, None] = {}
+    """The fine-tunings that came to an end.
+
+    An arm's teacher has no distillation seed, and is told with every one; the first counts, as a teacher that had to be
+    trained again may differ in a digit.
+    """
+    found: dict[Score, Score] = {}
     for record, row in ((one, row) for one in records for row in one["rows"] if row["status"] == "ok"):
         score = Score(
             arm=record["arm"],
@@ -73,8 +78,8 @@ def scores_of(records: Sequence[Mapping[str, Any]]) -> list[Score]:
             metric=row["metric"],
             value=row["scores"][row["metric"]],
         )
-        found[score] = None
-    return list(found)
+        found.setdefault(replace(score, value=0), score)
+    return list(found.values())
 
 
 def declared(claims: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> list[tuple[str, Evidence]]:
