@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import (
     AlbertConfig,
     AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     BertConfig,
     DebertaV2Config,
@@ -21,6 +22,7 @@ from transformers import (
 
 from openbook.config import UsageError
 from openbook.models.encoder import (
+    COUNTS_AFTER_PADDING,
     TAPPABLE,
     Encoder,
     Head,
@@ -29,6 +31,7 @@ from openbook.models.encoder import (
     load_finished,
     load_headless,
     load_pretrained,
+    positions_of,
     refuse_untappable,
 )
 from openbook.types import Batch
@@ -232,6 +235,18 @@ def test_models_without_projections_of_known_names_are_refused_before_they_are_l
 @pytest.mark.parametrize("architecture", TAPPABLE)
 def test_the_architectures_that_messages_name_can_be_tapped(architecture: str) -> None:
     refuse_untappable(AutoConfig.for_model(architecture))
+
+
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", *sorted(COUNTS_AFTER_PADDING)])
+def test_a_model_reads_as_many_word_pieces_as_is_said_and_no_more(architecture: str) -> None:
+    sizes = {name: size for name, size in SIZES.items() if name != "pad_token_id"}
+    config = AutoConfig.for_model(architecture, **sizes | {"max_position_embeddings": 20, "attention_window": 4})
+    model, most = AutoModel.from_config(config).eval(), positions_of(config)
+    assert most is not None
+    with torch.no_grad():
+        assert model(torch.full((1, most), 9)).last_hidden_state.shape[1] == most
+        with pytest.raises((IndexError, RuntimeError)):
+            model(torch.full((1, most + 1), 9))
 
 
 def test_rotary_models_may_be_tapped_for_relations_but_not_for_scores() -> None:

@@ -19,6 +19,10 @@ from openbook.models.attention import PLAIN, while_learning
 from openbook.types import Batch, Outputs
 
 SEVERAL = "multi_label_classification"  # the problem type of transformers for `multi_label`
+COUNTS_AFTER_PADDING = {  # model types whose first position is the one after the padding's
+    "camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm",
+    "xlm-roberta", "xlm-roberta-xl",
+}  # fmt: skip
 FUSED = "Wqkv"  # one projection for all three, as in ModernBERT
 QKV = ("query", "key", "value"), ("q", "k", "v"), ("q_lin", "k_lin", "v_lin"), ("q_proj", "k_proj", "v_proj")
 TAPPABLE = (  # architectures of transformers whose projections are found, among others
@@ -220,6 +224,14 @@ class Encoder(nn.Module):
         with quiet():
             self.model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+def positions_of(config: Any) -> int | None:
+    """How many word-pieces a model reads at most, which for RoBERTa's kin are fewer than its positions; None: any."""
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions is not None and config.model_type in COUNTS_AFTER_PADDING:
+        positions -= config.pad_token_id + 1
+    return positions
 
 
 def mean_of_real(states: Tensor, mask: Tensor) -> Tensor:

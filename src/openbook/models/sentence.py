@@ -18,7 +18,7 @@ from transformers import AutoModel
 from transformers.utils import cached_file
 
 from openbook.config import UsageError
-from openbook.models.encoder import quiet
+from openbook.models.encoder import positions_of, quiet
 from openbook.models.student import load_tokenizer
 
 BATCH_TOKENS = 4096  # padding included
@@ -47,7 +47,7 @@ def sentence_encoder(
     device = Accelerator().device
     model.eval().to(device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=_has_bf16(device))
-    positions = getattr(model.config, "max_position_embeddings", max_length)
+    positions = positions_of(model.config) or max_length
     cut = {"truncation": True, "max_length": min(max_length, tokenizer.model_max_length, positions)}
     pad = tokenizer.pad_token_id or 0  # masked, whatever it is
 

@@ -13,6 +13,7 @@ from openbook.checkpoint import fingerprint, write_json
 from openbook.config import UsageError
 from openbook.data.blocks import Cut, Document, Part, draw_documents, pieces_per_character, write_blocks
 from openbook.data.sources import digest, documents
+from openbook.models.encoder import positions_of
 from openbook.workspace import tokenizer_digest
 
 
@@ -29,7 +30,7 @@ def inputs(run: AgnosticRun) -> dict[str, Any]:
 def check(run: AgnosticRun) -> None:
     """Blocks fit the teacher's positions."""
     text = run.recipe.text
-    positions = getattr(run.teacher_config, "max_position_embeddings", None)
+    positions = positions_of(run.teacher_config)
     longest = text.long_length or text.length
     if positions is not None and longest > positions:
         key = "long_length" if text.long_length else "length"

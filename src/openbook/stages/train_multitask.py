@@ -7,7 +7,7 @@ from typing import Any
 
 from openbook.agnostic_run import AgnosticRun
 from openbook.checkpoint import SCRATCH, write_json
-from openbook.models.encoder import load_headless
+from openbook.models.encoder import load_headless, positions_of
 from openbook.multitask import Pupil, check_learning, inputs_of, learn
 
 
@@ -16,7 +16,7 @@ def inputs(run: AgnosticRun) -> dict[str, Any]:
 
 
 def check(run: AgnosticRun) -> None:
-    positions = getattr(run.teacher_config, "max_position_embeddings", None)
+    positions = positions_of(run.teacher_config)
     check_learning(run, "teacher", run.recipe.teacher, positions, run.folder / "teacher")
     _ = run.tokenizer
 

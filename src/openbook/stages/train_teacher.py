@@ -18,7 +18,7 @@ from openbook.distillation.objective import Objective
 from openbook.distillation.teachers import silent
 from openbook.inference import answers_of
 from openbook.metrics import score
-from openbook.models.encoder import SEVERAL, Encoder, label_names, load_finished, load_pretrained
+from openbook.models.encoder import SEVERAL, Encoder, label_names, load_finished, load_pretrained, positions_of
 from openbook.recordings import widths_of
 from openbook.training import Lesson, train
 from openbook.workspace import Run
@@ -34,7 +34,7 @@ def inputs(run: Run) -> dict[str, Any]:
 
 def check(run: Run) -> None:
     """The teacher can read the texts; if it brings its own head, it knows the labels by name and in this order."""
-    positions = getattr(run.teacher_config, "max_position_embeddings", None)
+    positions = positions_of(run.teacher_config)
     if positions is not None and run.recipe.task.max_length > positions:
         raise UsageError(
             f"task.max_length={run.recipe.task.max_length} is more than the teacher reads, {positions} word-pieces;"
