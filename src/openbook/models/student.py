@@ -12,10 +12,13 @@ from transformers import (
     BertForSequenceClassification,
     ModernBertConfig,
     ModernBertForSequenceClassification,
+    PretrainedConfig,
 )
 
 from openbook.config import Shape, UsageError
 from openbook.models.encoder import Encoder, Head, projections_of
+
+PLAIN = PretrainedConfig()  # what a model is that was never given a head
 
 LAYERS = "student.init=layer_copy copies whole layers", "init: random"
 TAIL = "distill.tail=init copies all that follows the last projections", "tail: leave or aux"
@@ -110,13 +113,14 @@ def start_from_word_answers(student: Encoder, teacher: Encoder, answers: Tensor)
 
 
 def start_from_layers(student: Encoder, teacher: Encoder, layers: tuple[int, ...]) -> None:
-    """Copy embeddings, the given blocks (from 1), pooler and head.
+    """Copy embeddings, the given blocks (from 1) to the first of the student, pooler and head.
 
     A teacher without a head (or pooler) leaves the student's as it was drawn. Raises UsageError unless all widths are
     equal and the blocks are built alike.
     """
     compare_widths(student.model.config, teacher.model.config)
-    for place, (block, layer) in enumerate(zip(student.blocks(), layers, strict=True), start=1):
+    blocks = student.blocks()[: len(layers)]  # one more is only there while it is distilled (`tail: aux`)
+    for place, (block, layer) in enumerate(zip(blocks, layers, strict=True), start=1):
         given = teacher.blocks()[layer - 1].state_dict()
         if odd := sorted(given.keys() ^ block.state_dict().keys()):
             raise UsageError(
@@ -132,8 +136,10 @@ def start_from_layers(student: Encoder, teacher: Encoder, layers: tuple[int, ...
 
 
 def headless(student: Encoder) -> Encoder:
-    """The same weights without the head."""
-    return Encoder(student.body())
+    """The same weights without the head, and without its number of labels in the configuration."""
+    body = student.body()
+    body.config.problem_type, body.config.num_labels = None, PLAIN.num_labels  # type: ignore[union-attr]
+    return Encoder(body)
 
 
 def drop_last_block(student: Encoder) -> None:
