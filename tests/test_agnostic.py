@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,18 +13,20 @@ import torch
 import yaml
 from interruptions import killing_after
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, ElectraConfig
 
 from openbook import training
 from openbook.agnostic_run import AgnosticRun
 from openbook.config import UsageError
 from openbook.data.batches import Tokenised
 from openbook.manifest import resolved
+from openbook.models.encoder import load_headless
 from openbook.multitask import learned
 from openbook.pipeline import execute, plan
 from openbook.recipe import load_recipe
 from openbook.stages.build_text import documents_of_tasks
-from openbook.stages.distill_agnostic import learner_of, live_teacher, teacher_layer
+from openbook.stages.distill_agnostic import check_start, learner_of, live_teacher, teacher_layer
+from openbook.stages.evaluate_agnostic import check as check_evaluation
 
 pytestmark = pytest.mark.usefixtures("trials_here")
 
@@ -221,6 +224,119 @@ def test_an_interrupted_training_on_other_tasks_is_neither_resumed_nor_lost(
     assert plan(same, "train-teacher")[0].why == "it was interrupted and resumes"
 
 
+def test_an_interrupted_training_on_other_rows_of_the_same_tasks_is_not_lost(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would begin anew, and what it learned so far be deleted."""
+    (tmp_path / "pairs.jsonl").write_text((many / "pairs.jsonl").read_text())
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text((many / "recipe.yaml").read_text().replace(f"{many}/pairs.jsonl", f"{tmp_path}/pairs.jsonl"))
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_checkpoint", killing_after(12))
+        with pytest.raises(KeyboardInterrupt):
+            execute(load_recipe(recipe), tmp_path / "many", "train-teacher")
+    longer = recipe.read_text().replace("max_length: 24}\n  mixture", "max_length: 20}\n  mixture")
+    recipe.write_text(longer)
+    with pytest.raises(UsageError, match=r"training on other rows, labels or lengths of \['pairs'\] waits to go on"):
+        execute(load_recipe(recipe), tmp_path / "many", "train-teacher")
+    assert list((tmp_path / "many").glob(".teacher.partial/scratch/checkpoint-*"))
+
+
+def written(many: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    raw = json.loads(json.dumps(yaml.safe_load((many / "recipe.yaml").read_text())))  # without anchors
+    change(raw)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(raw))
+    return folder / "recipe.yaml"
+
+
+def test_two_tasks_of_one_name_are_refused(many: Path, world: Path, tmp_path: Path) -> None:
+    def other_rows(raw: dict[str, Any]) -> None:
+        raw["fine_tune"]["few"]["tasks"][0]["train"]["path"] = f"{world}/train.csv"
+        raw["fine_tune"]["few"]["tasks"][0] |= {"label": "label", "kind": "classification"}
+
+    recipe = load_recipe(written(many, tmp_path, other_rows))
+    with pytest.raises(UsageError, match="tasks, scores: two entries of this name differ in kind, label, train, and"):
+        execute(recipe, tmp_path / "many")
+    assert not (tmp_path / "many").exists()
+
+
+def test_a_span_task_whose_windows_cannot_move_on_is_refused_before_anything_is_trained(
+    many: Path, tmp_path: Path
+) -> None:
+    passage = {"context": "the film was good", "answers": {"text": ["good"], "answer_start": [13]}}
+    rows = [{"question": f"how was {'it ' * (place % 9)}?", **passage} for place in range(20)]
+    (tmp_path / "spans.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spans = {
+        "name": "spans", "kind": "span_extraction", "text": "question", "text_pair": "context", "label": "answers",
+        "train": {"path": str(tmp_path / "spans.jsonl")}, "test_share": 0.2, "max_length": 24, "stride": 10,
+    }  # fmt: skip
+
+    def add(raw: dict[str, Any]) -> None:
+        raw["fine_tune"]["tasks"].append(spans)
+
+    recipe = load_recipe(written(many, tmp_path, add))
+    with pytest.raises(UsageError, match=r"fine_tune\.tasks, spans: task\.max_length=24 leaves no room .* takes"):
+        execute(recipe, tmp_path / "many")
+    assert not (tmp_path / "many").exists()
+
+
+def test_what_the_teacher_alone_is_fine_tuned_on_may_be_as_long_as_it_reads(many: Path, tmp_path: Path) -> None:
+    own = "fine_tune.teacher_tasks=[{name: long, text: text, label: label, max_length: %d, train: {path: %s}}]"
+    rows = many.parent / "long.csv"
+    rows.write_text("text,label\n" + "".join(f"the film number {place},{'ab'[place % 2]}\n" for place in range(40)))
+    own = own.replace("train: {path: %s}", "train: {path: %s}, test_share: 0.2")
+    check_evaluation(AgnosticRun(load_recipe(many / "recipe.yaml", [own % (48, rows)]), tmp_path))
+    with pytest.raises(UsageError, match=r"teacher_tasks, long: max_length=49 is more than the teacher reads, 48"):
+        check_evaluation(AgnosticRun(load_recipe(many / "recipe.yaml", [own % (49, rows)]), tmp_path))
+
+
+def test_rows_near_what_the_teacher_alone_is_judged_on_are_not_learned(many: Path, tmp_path: Path) -> None:
+    same = "fine_tune.teacher_tasks=[{name: %s, text: one, text_pair: two, label: label, train: {path: %s}, %s}]"
+    pairs = many / "pairs.jsonl"
+    beside = same % ("more", pairs, f"test: {{path: {pairs}}}, max_length: 24")
+    run = AgnosticRun(load_recipe(many / "recipe.yaml", [beside]), tmp_path)
+    alone = AgnosticRun(load_recipe(many / "recipe.yaml"), tmp_path)
+    assert alone.duplicates(alone.recipe.teacher.tasks).counts["pairs"] == 0
+    assert run.duplicates(run.recipe.teacher.tasks).counts["pairs"] > 80
+    with pytest.raises(UsageError, match="tasks, pairs: each of its .* training rows nearly equals a reported row"):
+        learned(run, run.recipe.teacher)
+
+
+def test_words_of_a_teacher_that_are_narrower_than_its_layers_are_not_widened(many: Path, tmp_path: Path) -> None:
+    run = AgnosticRun(load_recipe(many / "recipe.yaml"), tmp_path)
+    run.__dict__["teacher_config"] = ElectraConfig(hidden_size=32, embedding_size=16)
+    with pytest.raises(UsageError, match="hidden_size=32 is above the teacher's 16"):
+        check_start(run, run.student("wide"))
+
+
+def test_a_released_student_takes_any_head(finished: Path) -> None:
+    """What its configuration said of a head would decide the loss of whoever fine-tunes it elsewhere."""
+    told = json.loads((finished / "students" / "small" / "config.json").read_text())
+    assert not {"problem_type", "id2label", "label2id", "num_labels"} & told.keys()
+    model = AutoModelForSequenceClassification.from_pretrained(finished / "students" / "small", num_labels=3)
+    ids = torch.tensor([[2, 5, 6, 3], [2, 7, 8, 3]])
+    labels = torch.tensor([0, 2])
+    said = model(input_ids=ids, labels=labels)
+    torch.testing.assert_close(said.loss, torch.nn.functional.cross_entropy(said.logits, labels))
+
+
+def test_a_student_of_the_teachers_layers_may_learn_through_one_more(
+    many: Path, finished: Path, tmp_path: Path
+) -> None:
+    shape = "{name: a, layers: 2, hidden_size: 32, heads: 4, intermediate_size: 64, init: layer_copy}"
+    settings = [f"students=[{shape}]", "distill.tail=aux", "distill.optim={tokens: 300, batch_tokens: 256}"]
+    shutil.copytree(finished, tmp_path / "many")
+    run = AgnosticRun(load_recipe(many / "recipe.yaml", settings), tmp_path / "many")
+    learner = learner_of(run, run.recipe.students[0], live_teacher(run))
+    student, teacher = learner.lesson.student, load_headless(str(finished / "teacher"))
+    assert len(student.blocks()) == 3
+    for place, layer in ((0, 2), (1, 4)):
+        taken, given = student.blocks()[place].state_dict(), teacher.blocks()[layer - 1].state_dict()
+        assert all(torch.equal(taken[name], given[name]) for name in given)
+    execute(run.recipe, run.folder, "distill")
+    assert AutoModel.from_pretrained(run.folder / "students" / "a").config.num_hidden_layers == 2
+
+
 def test_roles_are_told_anew_when_provenance_changes(finished: Path, many: Path, tmp_path: Path) -> None:
     raw = json.loads(json.dumps(yaml.safe_load((many / "recipe.yaml").read_text())))  # without anchors
     raw["teacher"]["tasks"][2]["group"] = "reviews-elsewhere"
@@ -403,6 +519,16 @@ BAD_RECIPES = {
     "students=[{name: a}, {name: a}]": r"students: 'a' is the name of two",
     "distill.relations=[qx]": r"distill\.relations\.0: 'qx'",
     "teacher.mixture.pases=3": r"teacher\.mixture\.pases: unknown key; did you mean 'passes'\?",
+    "distill.optim={epochs: 0, batch_tokens: 256}": r"distill\.optim\.epochs=0 distils no student",
+    "fine_tune.optim.keep=best": r"fine_tune\.optim\.keep=best would choose an epoch on rows",
+    "fine_tune.optim.learning_rate=0.1": r"learning_rate=0\.1 has no effect; set fine_tune\.learning_rates",
+    "fine_tune.optim.epochs=1": r"fine_tune\.optim\.epochs=1\.0 has no effect; set fine_tune\.epochs",
+    "fine_tune.epochs=[0]": r"fine_tune\.epochs\.0: .*greater than 0",
+    "fine_tune.learning_rates=[-1.0]": r"fine_tune\.learning_rates\.0: .*greater than 0",
+    "fine_tune.seeds=[1, 1]": r"fine_tune\.seeds names 1 twice",
+    "fine_tune.few.shots=[4, 4]": r"fine_tune\.few\.shots names 4 twice",
+    "fine_tune.teacher_tasks=[{name: a}, {name: a}]": r"fine_tune\.teacher_tasks names 'a' twice",
+    "fine_tune.known=[{name: mnlii}]": r"fine_tune\.known, mnlii: no task of this name is known here",
 }
 
 

@@ -12,6 +12,7 @@ Pair = Literal["qq", "kk", "vv", "qk", "qv", "kq", "kv", "vq", "vk"]
 
 
 RESERVED = {"scratch", "teacher"}
+Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
 
 
 class MixtureSettings(Settings):
@@ -141,7 +142,18 @@ class RelationSettings(Settings):
             raise ValueError(
                 "distill.optim.keep=best needs rows to judge by, and general text has none; set it to last"
             )
+        if self.optim.tokens is None and self.optim.epochs == 0:
+            raise ValueError("distill.optim.epochs=0 distils no student; raise it, or set distill.optim.tokens")
         return self
+
+
+def refuse_repeated(where: str, settings: Settings, *keys: str) -> None:
+    """Raise ValueError where a list names something twice: it would be trained, and count, twice."""
+    for key in keys:
+        found = getattr(settings, key) or ()
+        named = [one.name if isinstance(one, TaskSettings) else one for one in found]
+        if twice := [one for one in named if named.count(one) > 1]:
+            raise ValueError(f"{where}.{key} names {twice[0]!r} twice; name everything once")
 
 
 class FewShotSettings(Settings):
@@ -153,16 +165,21 @@ class FewShotSettings(Settings):
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = Field(
         None, description="of the fine-tunings of a draw; `fine_tune.seeds` if absent"
     )
-    learning_rates: Annotated[tuple[float, ...], Field(min_length=1)] = (1e-4, 3e-4)
-    epochs: Annotated[tuple[float, ...], Field(min_length=1)] = (20.0,)
+    learning_rates: Rates = (1e-4, 3e-4)
+    epochs: Rates = (20.0,)
+
+    @model_validator(mode="after")
+    def nothing_twice(self) -> Self:
+        refuse_repeated("fine_tune.few", self, "tasks", "shots", "seeds", "learning_rates", "epochs")
+        return self
 
 
 class FineTuneSettings(Settings):
     """How students, and the teacher beside them, are fine-tuned and judged: a fresh head, all weights, no scaling."""
 
     tasks: tuple[TaskSettings, ...] = Field((), description="whose reported rows are scored")
-    learning_rates: Annotated[tuple[float, ...], Field(min_length=1)] = (3e-5, 1e-4, 3e-4)
-    epochs: Annotated[tuple[float, ...], Field(min_length=1)] = (3.0,)
+    learning_rates: Rates = (3e-5, 1e-4, 3e-4)
+    epochs: Rates = (3.0,)
     optim: Optim = Optim(batch_size=32)
     select: Literal["honest", "dev-max"] = Field(
         "honest",
@@ -177,7 +194,7 @@ class FineTuneSettings(Settings):
     teacher_seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = Field(
         None, description="of the teacher's fine-tunings on all rows, which cost most; `seeds` if absent"
     )
-    teacher_learning_rates: Annotated[tuple[float, ...], Field(min_length=1)] | None = Field(
+    teacher_learning_rates: Rates | None = Field(
         None,
         description="the teacher's, of all rows and of few: a pretrained model needs lower ones than a small student",
     )
@@ -187,6 +204,26 @@ class FineTuneSettings(Settings):
     known: tuple[TaskSettings, ...] | None = Field(
         None, description="what counts as trained on, where roles are told; what this run learns if absent"
     )
+
+    @model_validator(mode="after")
+    def nothing_twice(self) -> Self:
+        keys = "tasks", "teacher_tasks", "seeds", "teacher_seeds", "learning_rates", "teacher_learning_rates", "epochs"
+        refuse_repeated("fine_tune", self, *keys)
+        return self
+
+    @model_validator(mode="after")
+    def trials_decide(self) -> Self:
+        """What every trial has of its own is not set for all."""
+        if self.optim.keep == "best":
+            raise ValueError(
+                "fine_tune.optim.keep=best would choose an epoch on rows that the last training learns from; set it to"
+                " last, and name several fine_tune.epochs to choose among"
+            )
+        for key, instead in (("learning_rate", "learning_rates"), ("epochs", "epochs")):
+            value = getattr(self.optim, key)
+            if value != Optim.model_fields[key].default:
+                raise ValueError(f"fine_tune.optim.{key}={value} has no effect; set fine_tune.{instead}")
+        return self
 
 
 class AgnosticRecipe(Settings):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from heapq import nlargest
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ from openbook.checkpoint import building, fingerprint, is_fresh
 from openbook.config import Kind, TaskSettings, UsageError
 from openbook.data.batches import Tokenised, tokenise
 from openbook.data.roles import Duplicates, near_duplicates
+from openbook.data.sequences import Cutting, refuse_long_questions
 from openbook.data.tasks import TaskData, load_task
 from openbook.models.student import load_tokenizer
 from openbook.types import Example
 from openbook.workspace import Workspace, tokenizer_digest
+
+LONGEST = 100  # questions, by their characters: one of them takes most word-pieces
 
 
 @cache  # by settings: teacher, text and fine-tuning read the same rows
@@ -30,6 +34,24 @@ def task_of(settings: TaskSettings) -> TaskData:
             " write one, or leave the task out"
         )
     return task
+
+
+def check_task(key: str, given: TaskSettings, tokenizer: Any, positions: int | None, reader: str, remedy: str) -> None:
+    """Raise UsageError unless a task can be read, and its texts fit what reads them, of so many `positions`."""
+    where = f"{key}, {given.name}"
+    if positions is not None and given.max_length > positions:
+        raise UsageError(
+            f"{where}: max_length={given.max_length} is more than {reader}, {positions} word-pieces; lower it, or"
+            f" {remedy}"
+        )
+    task = task_of(given)
+    if task.kind == "span_extraction":
+        rows = chain(task.train, task.holdout, task.test)
+        longest = nlargest(LONGEST, rows, key=lambda row: len(row.text))
+        try:
+            refuse_long_questions(longest, tokenizer, Cutting(given.max_length, given.stride))
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from None
 
 
 @cache
@@ -54,8 +76,8 @@ class AgnosticRun(Workspace):
     def duplicates(self, tasks: tuple[TaskSettings, ...]) -> Duplicates:
         """Training rows of these tasks that nearly equal a row some score of this run comes from."""
         settings = self.recipe.fine_tune
-        judged = {task.name: task for task in (*self.learned, *settings.tasks, *settings.few.tasks)}
-        return duplicates_of(tasks, tuple(judged.values()))
+        judged = (*self.learned, *settings.tasks, *settings.few.tasks, *settings.teacher_tasks)
+        return duplicates_of(tasks, tuple(dict.fromkeys(judged)))
 
     @property
     def students_folder(self) -> Path:

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from openbook.agnostic import AgnosticRecipe, MultiTaskSettings
-from openbook.agnostic_run import AgnosticRun, task_of, tokens_of_rows
+from openbook.agnostic_run import AgnosticRun, check_task, task_of, tokens_of_rows
 from openbook.checkpoint import begun_with, fingerprint, partial_folder, write_json
 from openbook.config import Optim, TaskSettings, UsageError
 from openbook.console import track
@@ -92,12 +92,7 @@ def check_learning(
     """
     refuse_other_tasks(key, settings, folder)
     for given in settings.tasks:
-        if positions is not None and given.max_length > positions:
-            raise UsageError(
-                f"{key}.tasks, {given.name}: max_length={given.max_length} is more than the encoder reads, {positions}"
-                f" word-pieces; lower it, or {MORE_POSITIONS[key]}"
-            )
-        _ = task_of(given)
+        check_task(f"{key}.tasks", given, run.tokenizer, positions, "the encoder reads", MORE_POSITIONS[key])
     if settings.processes > settings.mixture.tasks_per_update:
         raise UsageError(
             f"{key}.processes={settings.processes} is more than the {key}.mixture.tasks_per_update="
@@ -113,11 +108,19 @@ def check_learning(
 def refuse_other_tasks(key: str, settings: MultiTaskSettings, folder: Path) -> None:
     begun, names = begun_with(folder), [given.name for given in settings.tasks]
     under_way = partial_folder(folder.resolve())
-    if begun is not None and begun.get("names", names) != names and any(under_way.rglob("checkpoint-*")):
-        raise UsageError(
-            f"{key}.tasks={names}, but an interrupted training on {begun['names']} waits to go on in {under_way}: put"
-            " those back, give this run another --run-dir, or delete that folder to start anew"
-        )
+    if begun is None or "names" not in begun or not any(under_way.rglob("checkpoint-*")):
+        return
+    others = begun["names"]
+    if others == names:
+        told = {given.name: fingerprint(told_of(given)) for given in settings.tasks}
+        changed = [name for name in names if told[name] != fingerprint(begun["tasks"][name])]
+        if not changed:
+            return
+        others = f"other rows, labels or lengths of {changed}"
+    raise UsageError(
+        f"{key}.tasks={names}, but an interrupted training on {others} waits to go on in {under_way}: put those back,"
+        " give this run another --run-dir, or delete that folder to start anew"
+    )
 
 
 MORE_POSITIONS = {"teacher": "choose another teacher.model", "students_learn": "raise text.long_length"}
@@ -289,6 +292,11 @@ def learned(run: AgnosticRun, settings: MultiTaskSettings) -> dict[str, TaskData
     for given in settings.tasks:
         task, dice = task_of(given), random.Random(f"{settings.seed}/{given.name}")
         rows = [row for row in task.train if row.id not in near]
+        if not rows:
+            raise UsageError(
+                f"tasks, {given.name}: each of its {len(task.train)} training rows nearly equals a reported row of some"
+                " task, or shares its longer text with one; give it other `test` rows, or leave it out"
+            )
         if mixture.rows is not None and len(rows) > mixture.rows:
             rows = [rows[place] for place in sorted(dice.sample(range(len(rows)), mixture.rows))]
         if mixture.shuffle_labels:

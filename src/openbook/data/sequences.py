@@ -84,7 +84,7 @@ def _options(examples: Sequence[Example], tokenizer: Any, cutting: Cutting) -> C
 def _windows(examples: Sequence[Example], tokenizer: Any, cutting: Cutting) -> Columns:
     """[CLS] question [SEP] part of the passage [SEP], in as many windows as the passage takes."""
     _refuse_slow(tokenizer)
-    _refuse_long_questions(examples, tokenizer, cutting)
+    refuse_long_questions(examples, tokenizer, cutting)
     texts = [(e.text, e.text_pair or "") for e in examples]
     how = {"truncation": "only_second", "stride": cutting.stride, "return_overflowing_tokens": True}
     encoded = _tokens(texts, tokenizer, cutting, return_offsets_mapping=True, **how)
@@ -221,8 +221,8 @@ def _refuse_slow(tokenizer: Any) -> None:
         raise UsageError(f"tokenizer {name!r} does not tell where its tokens stand; choose a model with a fast one")
 
 
-def _refuse_long_questions(examples: Sequence[Example], tokenizer: Any, cutting: Cutting) -> None:
-    """A question is never cut, and every window must move on."""
+def refuse_long_questions(examples: Sequence[Example], tokenizer: Any, cutting: Cutting) -> None:
+    """Raise UsageError where a question leaves no room: it is never cut, and every window must move on."""
     questions = tokenizer([e.text for e in examples], add_special_tokens=False, verbose=False)["input_ids"]
     lengths = [len(question) for question in questions]
     longest = int(np.argmax(lengths))
@@ -232,6 +232,6 @@ def _refuse_long_questions(examples: Sequence[Example], tokenizer: Any, cutting:
         least = lengths[longest] + special + cutting.stride + 1
         raise UsageError(
             f"task.max_length={cutting.max_length} leaves no room for a passage whose windows share"
-            f" task.stride={cutting.stride} word-pieces: {taken}; set task.max_length to {least} or more,"
-            " lower task.stride, or shorten the question"
+            f" task.stride={cutting.stride} word-pieces: {taken}; set task.max_length to {least} or more"
+            " (384 is usual), lower task.stride, or shorten the question"
         )

@@ -65,7 +65,7 @@ def check_start(run: AgnosticRun, student: NamedStudent) -> None:
     """What it takes from the teacher fits it."""
     teacher, settings = run.teacher_config, run.recipe.distill
     if student.embeddings == "projected":
-        refuse_widening(student.hidden_size, teacher.hidden_size)
+        refuse_widening(student.hidden_size, getattr(teacher, "embedding_size", teacher.hidden_size))
     if student.init == "layer_copy":
         copied_layers(teacher.num_hidden_layers, student.layers, student.copy_which)
     if settings.tail == "init" and student.hidden_size != teacher.hidden_size:

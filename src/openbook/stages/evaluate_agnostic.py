@@ -13,16 +13,18 @@ import torch
 from accelerate import Accelerator
 
 from openbook.agnostic import AgnosticRecipe
-from openbook.agnostic_run import AgnosticRun, task_of, tokens_of_rows
+from openbook.agnostic_run import AgnosticRun, check_task, task_of, tokens_of_rows
 from openbook.checkpoint import fingerprint, read_json, write_json
 from openbook.config import TaskSettings, UsageError
-from openbook.data.roles import provenance, role_of
+from openbook.data.roles import PROVENANCE, provenance, role_of
 from openbook.fine_tuning import FAILED, Limits, Place, Trial, digest_of, few_of, fine_tune, main_score, rows_of, some
 from openbook.gains import TEACHER
-from openbook.models.encoder import load_headless
+from openbook.models.encoder import load_headless, positions_of
 from openbook.models.heads import MultiTask, read_tasks
 from openbook.parallel import run_jobs
 from openbook.task_scores import score_of
+
+MEANING = sorted({*TaskSettings.model_fields} - {"max_length", "stride"})  # what makes a task of a name this one
 
 
 @dataclass(frozen=True)
@@ -59,20 +61,38 @@ def known(run: AgnosticRun) -> tuple[TaskSettings, ...]:
 
 
 def check(run: AgnosticRun) -> None:
-    """Every task can be read and fits the positions; there are enough rows for few-shot draws."""
+    """Every task can be read and fits the positions; names mean one task; there are enough rows for few-shot draws."""
     settings = run.recipe.fine_tune
-    for task in judged(run):
-        if task.max_length > run.longest:
-            raise UsageError(
-                f"fine_tune.tasks, {task.name}: max_length={task.max_length} is more than the students read,"
-                f" {run.longest} word-pieces; lower it, or raise text.long_length"
-            )
-        _ = task_of(task)
+    for key, tasks in (("fine_tune.tasks", settings.tasks), ("fine_tune.few.tasks", settings.few.tasks)):
+        for task in tasks:
+            check_task(key, task, run.tokenizer, run.longest, "the students read", "raise text.long_length")
+    for task in settings.teacher_tasks:
+        positions = positions_of(run.teacher_config)
+        check_task("fine_tune.teacher_tasks", task, run.tokenizer, positions, "the teacher reads", "leave it out")
+    refuse_ambiguous(run)
     for task, shots, number in product(settings.few.tasks, settings.few.shots, range(settings.few.draws)):
         try:
             few_of(task, shots, number)
         except UsageError as error:
             raise UsageError(f"fine_tune.few.tasks, {task.name}: {error}") from None
+
+
+def refuse_ambiguous(run: AgnosticRun) -> None:
+    """Raise UsageError where one name stands for two tasks, or `fine_tune.known` names what nobody can place."""
+    named: dict[str, TaskSettings] = {}
+    for task in (*run.learned, *judged(run)):
+        first = named.setdefault(task.name, task)
+        if odd := [key for key in MEANING if getattr(task, key) != getattr(first, key)]:
+            raise UsageError(
+                f"tasks, {task.name}: two entries of this name differ in {', '.join(odd)}, and scores and roles go by"
+                " name; make them alike, or give one another name"
+            )
+    for task in known(run):
+        if task.name not in PROVENANCE and task.name not in named and not (task.family or task.group):
+            raise UsageError(
+                f"fine_tune.known, {task.name}: no task of this name is known here, so it would count for nothing; mend"
+                " the name, or say its family and group"
+            )
 
 
 def build(run: AgnosticRun, folder: Path) -> None:
