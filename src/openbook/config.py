@@ -119,7 +119,7 @@ class Steps(Settings):
     clip: Annotated[float, Field(gt=0)] = Field(1.0, description="largest global gradient norm")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="`auto`: bf16 where the processor has it")
     keep: Literal["last", "best"] = Field(
-        "last", description="which weights stay: the last, or those of the epoch that scored best on the held-out rows"
+        "last", description="which weights stay: the last, or the best on the held-out rows, where there are some"
     )
     checkpoint_every: Positive = Field(200, description="updates between two checkpoints to resume from")
 
