@@ -14,9 +14,11 @@ import yaml
 from interruptions import killing_after
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, ElectraConfig
+from typer.testing import CliRunner
 
 from openbook import training
 from openbook.agnostic_run import AgnosticRun
+from openbook.cli import app
 from openbook.config import UsageError
 from openbook.data.batches import Tokenised
 from openbook.manifest import resolved
@@ -27,6 +29,7 @@ from openbook.recipe import load_recipe
 from openbook.stages.build_text import documents_of_tasks
 from openbook.stages.distill_agnostic import check_start, learner_of, live_teacher, teacher_layer
 from openbook.stages.evaluate_agnostic import check as check_evaluation
+from openbook.stages.evaluate_agnostic import overview
 
 pytestmark = pytest.mark.usefixtures("trials_here")
 
@@ -102,6 +105,41 @@ def test_every_model_is_fine_tuned_on_every_task_with_every_seed(finished: Path)
     assert all(row["status"] == "ok" and row["is_final"] for row in rows)
     roles = {(row["task"], row["shots"]): row["role"] for row in rows}
     assert roles == {("reviews", None): "in-domain", ("other", None): "leaky", ("scores", 4): "low-resource, seen"}
+
+
+def test_the_overview_tells_means_over_seeds_and_draws(finished: Path, tmp_path: Path) -> None:
+    rows = [
+        row for row in results_of(finished)
+        if row["model"] != "wide" and not (row["model"] == "small" and row["task"] == "other" and row["seed"] == 1)
+    ]  # fmt: skip
+    for row in rows:
+        if row["task"] == "reviews" and row["model"] == "small":
+            row["status"], row["scores"] = "failed", {}
+        if row["task"] == "reviews" and row["model"] == "teacher":
+            row["scores"] = {"accuracy": 0.9 + row["seed"] / 20}
+        if row["task"] == "other":
+            row["scores"] = {"accuracy": 0.75}
+    (tmp_path / "results.json").write_text(json.dumps({"rows": rows}))
+    found = overview(tmp_path)
+    few = [100 * row["scores"]["spearmanr"] for row in rows if row["model"] == "small" and row["shots"] == 4]
+    assert len(few) == 4
+    assert found == {
+        "task": ["reviews", "other", "scores, 4 shots"],
+        "role": ["in-domain", "leaky", "low-resource, seen"],
+        "metric": ["accuracy", "accuracy", "spearmanr"],
+        "teacher": ["92.5 ± 3.5", "75.0 ± 0.0", found["teacher"][2]],
+        "small": ["failed", "75.0", f"{np.mean(few):.1f} ± {np.std(few, ddof=1):.1f}"],
+    }
+
+
+def test_a_run_ends_with_scores_and_where_the_students_are(finished: Path, many: Path) -> None:
+    said = CliRunner().invoke(
+        app, ["run", str(many / "recipe.yaml"), "--run-dir", str(finished)], env={"COLUMNS": "200"}
+    )
+    assert said.exit_code == 0, said.output
+    told = overview(finished / "evaluation")
+    assert told["wide"][0] in said.output
+    assert f"small: {finished / 'students' / 'small'}" in said.output.replace("\n", "")
 
 
 def test_rates_are_chosen_on_rows_set_aside_and_the_reported_ones_are_read_at_the_end(finished: Path) -> None:

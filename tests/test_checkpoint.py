@@ -51,6 +51,14 @@ def content(folder: Path) -> str:
     return (artifact.folder / "deep" / "answer.txt").read_text()
 
 
+def test_files_that_a_library_wrote_for_their_owner_alone_are_shared_as_their_folder_is(tmp_path: Path) -> None:
+    with building(tmp_path / "a", OLD) as partial:
+        (partial / "model").write_text("weights")
+        (partial / "model").chmod(0o600)
+    (tmp_path / "other").write_text("as the umask has it")
+    assert (tmp_path / "a" / "model").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_a_finished_folder_holds_its_files_and_what_went_in(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     assert open_artifact(folder) is None

@@ -143,8 +143,13 @@ def exchange(partial: Path, folder: Path) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Flush a folder's files to the disk, so that a power cut after the rename finds them whole."""
+    """Flush a folder's files to the disk, so that a power cut after the rename finds them whole.
+
+    Whoever may read the folder may read them: safetensors writes for its owner alone, and models are shared.
+    """
+    mode = folder.stat().st_mode & 0o666
     for path in folder.rglob("*"):
         if path.is_file():
+            path.chmod(mode)
             with path.open("rb") as file:
                 os.fsync(file.fileno())

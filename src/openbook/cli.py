@@ -146,6 +146,14 @@ def stage(recipe: Path, overrides: list[str] | None, folder: Path | None, dry_ru
 
 
 def show_students(done: Any) -> None:
+    from openbook.stages.evaluate_agnostic import overview
+
+    columns = overview(done.folder / "evaluation")
+    table = Table(*(Column(Text(name)) for name in columns), title="Fine-tuned on every task, in points")
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*map(Text, cells))
+    console.print()
+    console.print(table)
     for student in done.recipe.students:
         console.print(f"{student.name}: {done.folder / 'students' / student.name}", markup=False)
 

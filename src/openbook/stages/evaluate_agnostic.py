@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -235,6 +236,30 @@ def told(run: AgnosticRun, entry: Entry, trials: Sequence[Trial]) -> list[dict[s
         records = best_choice(records)
     role, family = role_of(entry.task, known(run), entry.shots), provenance(entry.task).family
     return [{**record, "role": role, "family": family} for record in records]
+
+
+def overview(folder: Path) -> dict[str, list[str]]:
+    """Columns of the results in a folder: mean and standard deviation over seeds and draws, in points, by model."""
+    rows = read_json(folder / "results.json")["rows"]
+    places = list(dict.fromkeys((row["task"], row["shots"], row["role"], row["metric"]) for row in rows))
+    columns = {
+        "task": [task if shots is None else f"{task}, {shots} shots" for task, shots, _, _ in places],
+        "role": [role for _, _, role, _ in places],
+        "metric": [metric for _, _, _, metric in places],
+    }
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model and row["status"] == "ok"]
+        columns[model] = [
+            in_points([row["scores"][metric] for row in own if (row["task"], row["shots"]) == (task, shots)])
+            for task, shots, _, metric in places
+        ]
+    return columns
+
+
+def in_points(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return f"{100 * values[0]:.1f}" if values else "failed"
+    return f"{100 * fmean(values):.1f} ± {100 * stdev(values):.1f}"
 
 
 def best_choice(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
