@@ -10,20 +10,24 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from interruptions import killing_after
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, DebertaV2Config
 
 from openbook import training
 from openbook.agnostic_run import AgnosticRun
 from openbook.config import UsageError
 from openbook.data.batches import Tokenised
+from openbook.distillation import losses
+from openbook.distillation.teachers import LiveTeacher
 from openbook.manifest import resolved
 from openbook.multitask import learned
 from openbook.pipeline import execute, plan
 from openbook.recipe import load_recipe
 from openbook.stages.build_text import documents_of_tasks
-from openbook.stages.distill_agnostic import learner_of, live_teacher, teacher_layer
+from openbook.stages.distill_agnostic import fresh, learner_of, live_teacher, plan_of, teacher_layer
+from openbook.training import hear_update, train_together
 
 pytestmark = pytest.mark.usefixtures("trials_here")
 
@@ -366,6 +370,123 @@ def test_students_learn_with_the_epsilon_of_minilm(finished: Path, many: Path) -
     run = AgnosticRun(load_recipe(many / "recipe.yaml"), finished)
     learner = learner_of(run, run.recipe.students[0], live_teacher(run))
     assert {group["eps"] for group in learner.optimizer.param_groups} == {1e-6}
+
+
+def begun(finished: Path, folder: Path, *stages: str) -> Path:
+    """A run with what these stages of the finished one left."""
+    for stage in ("teacher", "text", *stages):
+        shutil.copytree(finished / stage, folder / stage)
+    return folder
+
+
+def test_one_answer_of_the_teacher_serves_all_students(
+    finished: Path, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MITKD specification, 2.6. Before the first step each student is asked once which weights get no gradient."""
+    calls: list[int] = []
+
+    class Counting(LiveTeacher):
+        def __call__(self, batch: Any) -> Any:
+            calls.append(len(batch.ids))
+            return super().__call__(batch)
+
+    monkeypatch.setattr("openbook.stages.distill_agnostic.LiveTeacher", Counting)
+    folder = begun(finished, tmp_path / "many")
+    run = execute(load_recipe(many / "recipe.yaml", ["distill.optim.tokens=1500"]), folder, "distill")
+    steps = len(plan_of(run))
+    assert steps > 4
+    assert len(list(folder.glob("students/*/model.safetensors"))) == 2
+    assert len(calls) == steps + 2
+
+
+@pytest.mark.parametrize("tail", ["leave", "aux"])
+def test_a_student_on_disk_is_the_one_in_memory_without_what_it_learned_through(
+    finished: Path, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tail: str
+) -> None:
+    """MITKD specification, property 8: read by transformers alone, it has the states of its own layers."""
+    seen: list[tuple[torch.Tensor, ...]] = []
+    overrides = [f"distill.tail={tail}", "distill.optim.tokens=600"]
+    run = AgnosticRun(load_recipe(many / "recipe.yaml", overrides), begun(finished, tmp_path / "many"))
+    batch = plan_of(run)[0]
+
+    def kept(learners: Any, *rest: Any) -> Any:
+        histories = train_together(learners, *rest)
+        with torch.no_grad():
+            seen.extend(learner.lesson.student.listen(hidden=True)(batch).hidden for learner in learners)
+        return histories
+
+    monkeypatch.setattr("openbook.stages.distill_agnostic.train_together", kept)
+    execute(run.recipe, run.folder, "distill")
+    for name, layers, states in zip(("small", "wide"), (1, 2), seen, strict=True):
+        model = AutoModel.from_pretrained(run.folder / "students" / name).eval()
+        with torch.no_grad():
+            own = model(
+                batch.input_ids, batch.attention_mask, batch.token_type_ids, output_hidden_states=True
+            ).hidden_states
+        assert (len(own), len(states)) == (layers + 1, layers + 1 + (tail == "aux"))
+        for one, other in zip(own, states, strict=False):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("tail", ["leave", "aux"])
+def test_what_is_told_to_learn_nothing_is_all_that_gets_no_gradient(
+    finished: Path, many: Path, tmp_path: Path, tail: str
+) -> None:
+    """MITKD specification, property 6: in a step as it is made, and in the weights where nothing decays."""
+    overrides = [f"distill.tail={tail}", "distill.optim.tokens=1500", "distill.optim.weight_decay=0"]
+    run = execute(load_recipe(many / "recipe.yaml", overrides), begun(finished, tmp_path / "many"), "distill")
+    for student in run.recipe.students:
+        folder, layers = run.folder / "students" / student.name, student.layers + (tail == "aux")
+        told = json.loads((folder / "untaught.json").read_text())
+        learner = learner_of(run, student, live_teacher(run))
+        hear_update([learner], plan_of(run), 0, Accelerator(cpu=True))
+        assert [name for name, weight in learner.lesson.named_parameters() if weight.grad is None] == told
+        places = {name.split(".")[4] for name in told if ".layer." in name}
+        assert places == {str(layers - 1)}
+        own, start = weights(folder), fresh(run, student, layers).model.state_dict()
+        still = {f"student.model.{name}" for name, value in own.items() if torch.equal(value, start[name])}
+        assert still == {name for name in told if name.removeprefix("student.model.") in own}
+        assert ("student.model.pooler.dense.weight" in still, len(still) == 2) == (True, tail == "aux")
+
+
+def test_norm_and_samples_of_the_recipe_reach_the_loss(finished: Path, many: Path) -> None:
+    told: dict[str, dict[str, float]] = {}
+    settings = {
+        "token": "distill.norm=token",
+        "flat": "distill.norm=flat",
+        "paddle": "distill.norm=paddle",
+        "samples": "distill.sample_relations=0.25",
+    }
+    for name, override in settings.items():
+        run = AgnosticRun(load_recipe(many / "recipe.yaml", [override]), finished)
+        batch, student, teacher = plan_of(run)[0], run.recipe.students[0], live_teacher(run)
+        assert batch.attention_mask.min() == 0
+        learner = learner_of(run, student, teacher)
+        learner.lesson.eval()
+        loss, parts = learner.loss_of(batch)
+        told[name] = {"loss": loss.item(), **{part: value.item() for part, value in parts.items()}}
+        if name != "samples":
+            own, aim = learner.lesson.student(batch).relations[1], teacher(batch).relations[4]  # type: ignore[operator]
+            plain = losses.relations(own, aim, batch.attention_mask, 16, norm=name)  # type: ignore[arg-type]
+            assert loss.item() == pytest.approx(plain.item())
+    assert len({round(told[name]["loss"], 6) for name in ("token", "flat", "paddle")}) == 3
+    samples = told["samples"]
+    assert samples["samples"] != pytest.approx(told["token"]["loss"])
+    assert samples["loss"] == pytest.approx(0.75 * told["token"]["loss"] + 0.25 * samples["samples"])
+
+
+def test_a_teacher_without_known_projections_is_refused_before_anything_is_trained(
+    many: Path, tmp_path: Path, tokenizer: Any
+) -> None:
+    """Its weights are not even there."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    DebertaV2Config(vocab_size=len(tokenizer), max_position_embeddings=48, **sizes).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(
+        UsageError, match=r"layer 1 of DebertaV2\w+ has no query, .* use a teacher\.model .*q_proj/k_proj"
+    ):
+        execute(load_recipe(many / "recipe.yaml", [f"teacher.model={tmp_path}/model"]), tmp_path / "many")
+    assert not (tmp_path / "many").exists()
 
 
 @pytest.mark.parametrize(("model_type", "layers", "taught"), [("bert", 24, 21), ("roberta", 24, 19), ("bert", 12, 12)])
