@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,16 +17,19 @@ from interruptions import killing_after
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, DebertaV2Config
 
-from openbook import training
-from openbook.agnostic_run import AgnosticRun
+from openbook import fine_tuning, training
+from openbook.agnostic_run import AgnosticRun, task_of
+from openbook.checkpoint import write_json
 from openbook.config import UsageError
 from openbook.data.batches import Tokenised
 from openbook.distillation import losses
 from openbook.distillation.teachers import LiveTeacher
+from openbook.fine_tuning import Limits, Place, Trial, rows_of
 from openbook.manifest import resolved
 from openbook.multitask import learned
 from openbook.pipeline import execute, plan
 from openbook.recipe import load_recipe
+from openbook.stages import evaluate_agnostic
 from openbook.stages.build_text import documents_of_tasks
 from openbook.stages.distill_agnostic import fresh, learner_of, live_teacher, plan_of, teacher_layer
 from openbook.training import hear_update, train_together
@@ -487,6 +492,95 @@ def test_a_teacher_without_known_projections_is_refused_before_anything_is_train
     ):
         execute(load_recipe(many / "recipe.yaml", [f"teacher.model={tmp_path}/model"]), tmp_path / "many")
     assert not (tmp_path / "many").exists()
+
+
+# rate: what seed 0 scores on rows set aside, then what both seeds do on the reported ones
+PRETENDED: dict[float, tuple[float, tuple[float | None, ...]]] = {
+    1e-3: (0.5, (0.95, 0.10)),
+    2e-3: (0.4, (0.70, 0.72)),
+    3e-3: (0.8, (0.99, None)),
+}
+
+
+def pretend(trial: Trial, place: Place, limits: Limits, optim: Any) -> None:
+    """What takes the place of a fine-tuning: its scores depend on its rate; None: it failed."""
+    aside, reported = PRETENDED[trial.learning_rate]
+    accuracy = reported[trial.seed] if trial.is_final else aside
+    scores = {} if accuracy is None else {"accuracy": accuracy, "f1": 1 - accuracy}
+    told = {"status": "ok" if scores else "failed", "scores": scores, "metric": "accuracy", "rows": 1}
+    path = place.record_of(trial)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {**asdict(trial), "task": trial.task.name, **told})
+
+
+@pytest.mark.parametrize(("select", "rate", "tuned"), [("honest", 3e-3, 3), ("dev-max", 2e-3, 0)])
+def test_rates_are_chosen_by_reported_scores_only_under_dev_max(
+    finished: Path,
+    many: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    select: str,
+    rate: float,
+    tuned: int,
+) -> None:
+    """By the mean over seeds, of which a failed one is worse than any score; and honestly, by rows set aside."""
+    monkeypatch.setattr(evaluate_agnostic, "fine_tune", pretend)
+    few = ["fine_tune.few={}", "fine_tune.teacher=false", "fine_tune.learning_rates=[1.0e-3, 2.0e-3, 3.0e-3]"]
+    folder = begun(finished, tmp_path / "many", "students")
+    execute(load_recipe(many / "recipe.yaml", [*few, f"fine_tune.select={select}"]), folder)
+    rows = results_of(folder)
+    assert len(rows) == 2 * 2 * 2  # students, tasks, seeds
+    assert {row["learning_rate"] for row in rows} == {rate}
+    assert [row["scores"].get("accuracy") for row in rows] == [*PRETENDED[rate][1]] * 4
+    assert json.loads((folder / "evaluation" / "results.json").read_text())["select"] == select
+    trials = [json.loads(path.read_text()) for path in (folder / "trials").glob("*/small/reviews/*.json")]
+    assert [trial["is_final"] for trial in trials].count(False) == tuned
+    assert [trial["is_final"] for trial in trials].count(True) == (2 if select == "honest" else 6)
+
+
+def test_everybody_is_fine_tuned_on_the_same_few_rows(
+    finished: Path, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: dict[tuple[str, str], set[tuple[tuple[str, ...], tuple[str, ...]]]] = {}
+
+    def kept(trial: Trial, limits: Limits) -> Any:
+        rows = rows_of(trial, limits)
+        names = (tuple(row.id for row in rows.train), tuple(row.id for row in rows.judged))
+        read.setdefault((trial.task.name, "all" if trial.shots is None else "few"), set()).add(names)
+        return rows
+
+    monkeypatch.setattr(fine_tuning, "rows_of", kept)
+    few = ["fine_tune.epochs=[1]", "fine_tune.few.epochs=[1]", "fine_tune.few.draws=1", "fine_tune.teacher=false"]
+    limits = ["fine_tune.rows=20", "fine_tune.test_rows=10", "fine_tune.learning_rates=[1.0e-3]"]
+    one_rate = "fine_tune.few.learning_rates=[1.0e-3]"
+    folder = begun(finished, tmp_path / "many", "students")
+    execute(load_recipe(many / "recipe.yaml", [*few, *limits, one_rate]), folder)
+    assert {(row["task"], row["shots"], row["rows"]) for row in results_of(folder)} == {
+        ("reviews", None, 20),
+        ("other", None, 20),
+        ("scores", 4, 16),
+    }
+    assert read.keys() == {("reviews", "all"), ("other", "all"), ("scores", "few")}
+    assert {len(rows) for rows in read.values()} == {1}, "whatever the student and the seed"
+    [(train, judged)] = read["reviews", "all"]
+    assert (len(train), len(judged)) == (20, 10)
+    assert [len(names) for rows in read["scores", "few"] for names in rows] == [16, 10]
+
+
+@pytest.mark.parametrize("is_final", [True, False])
+def test_few_rows_are_drawn_from_all_and_kept_in_their_order(many: Path, is_final: bool) -> None:
+    recipe = load_recipe(many / "recipe.yaml")
+    trial = Trial("small", recipe.fine_tune.tasks[0], None, None, 1e-3, 1, 0, is_final)
+    task = task_of(trial.task)
+    whole, few = rows_of(trial, Limits(None, None)), rows_of(trial, Limits(20, 10))
+    sides: list[Callable[[Any], Any]] = [lambda rows: rows.train, lambda rows: rows.judged]
+    every = ([*task.train, *task.holdout], task.test) if is_final else (task.train, task.holdout)
+    for side, rows, wanted in zip(sides, every, (20, 10), strict=True):
+        assert list(side(whole)) == list(rows)
+        drawn = list(side(few))
+        assert drawn == [row for row in rows if row in drawn]
+        assert len(drawn) == wanted
+        assert drawn != list(rows)[:wanted]
 
 
 @pytest.mark.parametrize(("model_type", "layers", "taught"), [("bert", 24, 21), ("roberta", 24, 19), ("bert", 12, 12)])
