@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,25 +12,32 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from interruptions import killing_after
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, ElectraConfig
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, DebertaV2Config, ElectraConfig
 from typer.testing import CliRunner
 
-from openbook import training
-from openbook.agnostic_run import AgnosticRun
+from openbook import fine_tuning, training
+from openbook.agnostic_run import AgnosticRun, task_of
+from openbook.checkpoint import write_json
 from openbook.cli import app
 from openbook.config import UsageError
 from openbook.data.batches import Tokenised
+from openbook.distillation import losses
+from openbook.distillation.teachers import LiveTeacher
+from openbook.fine_tuning import Limits, Place, Trial, rows_of
 from openbook.manifest import resolved
 from openbook.models.encoder import load_headless
 from openbook.multitask import learned
 from openbook.pipeline import execute, plan
 from openbook.recipe import load_recipe
+from openbook.stages import evaluate_agnostic
 from openbook.stages.build_text import documents_of_tasks
-from openbook.stages.distill_agnostic import check_start, learner_of, live_teacher, teacher_layer
+from openbook.stages.distill_agnostic import check_start, fresh, learner_of, live_teacher, plan_of, teacher_layer
 from openbook.stages.evaluate_agnostic import check as check_evaluation
 from openbook.stages.evaluate_agnostic import overview
+from openbook.training import hear_update, train_together
 
 pytestmark = pytest.mark.usefixtures("trials_here")
 
@@ -520,6 +528,212 @@ def test_students_learn_with_the_epsilon_of_minilm(finished: Path, many: Path) -
     run = AgnosticRun(load_recipe(many / "recipe.yaml"), finished)
     learner = learner_of(run, run.recipe.students[0], live_teacher(run))
     assert {group["eps"] for group in learner.optimizer.param_groups} == {1e-6}
+
+
+def begun(finished: Path, folder: Path, *stages: str) -> Path:
+    """A run with what these stages of the finished one left."""
+    for stage in ("teacher", "text", *stages):
+        shutil.copytree(finished / stage, folder / stage)
+    return folder
+
+
+def test_one_answer_of_the_teacher_serves_all_students(
+    finished: Path, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MITKD specification, 2.6. Before the first step each student is asked once which weights get no gradient."""
+    calls: list[int] = []
+
+    class Counting(LiveTeacher):
+        def __call__(self, batch: Any) -> Any:
+            calls.append(len(batch.ids))
+            return super().__call__(batch)
+
+    monkeypatch.setattr("openbook.stages.distill_agnostic.LiveTeacher", Counting)
+    folder = begun(finished, tmp_path / "many")
+    run = execute(load_recipe(many / "recipe.yaml", ["distill.optim.tokens=1500"]), folder, "distill")
+    steps = len(plan_of(run))
+    assert steps > 4
+    assert len(list(folder.glob("students/*/model.safetensors"))) == 2
+    assert len(calls) == steps + 2
+
+
+@pytest.mark.parametrize("tail", ["leave", "aux"])
+def test_a_student_on_disk_is_the_one_in_memory_without_what_it_learned_through(
+    finished: Path, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tail: str
+) -> None:
+    """MITKD specification, property 8: read by transformers alone, it has the states of its own layers."""
+    seen: list[tuple[torch.Tensor, ...]] = []
+    overrides = [f"distill.tail={tail}", "distill.optim.tokens=600"]
+    run = AgnosticRun(load_recipe(many / "recipe.yaml", overrides), begun(finished, tmp_path / "many"))
+    batch = plan_of(run)[0]
+
+    def kept(learners: Any, *rest: Any) -> Any:
+        histories = train_together(learners, *rest)
+        with torch.no_grad():
+            seen.extend(learner.lesson.student.listen(hidden=True)(batch).hidden for learner in learners)
+        return histories
+
+    monkeypatch.setattr("openbook.stages.distill_agnostic.train_together", kept)
+    execute(run.recipe, run.folder, "distill")
+    for name, layers, states in zip(("small", "wide"), (1, 2), seen, strict=True):
+        model = AutoModel.from_pretrained(run.folder / "students" / name).eval()
+        with torch.no_grad():
+            own = model(
+                batch.input_ids, batch.attention_mask, batch.token_type_ids, output_hidden_states=True
+            ).hidden_states
+        assert (len(own), len(states)) == (layers + 1, layers + 1 + (tail == "aux"))
+        for one, other in zip(own, states, strict=False):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("tail", ["leave", "aux"])
+def test_what_is_told_to_learn_nothing_is_all_that_gets_no_gradient(
+    finished: Path, many: Path, tmp_path: Path, tail: str
+) -> None:
+    """MITKD specification, property 6: in a step as it is made, and in the weights where nothing decays."""
+    overrides = [f"distill.tail={tail}", "distill.optim.tokens=1500", "distill.optim.weight_decay=0"]
+    run = execute(load_recipe(many / "recipe.yaml", overrides), begun(finished, tmp_path / "many"), "distill")
+    for student in run.recipe.students:
+        folder, layers = run.folder / "students" / student.name, student.layers + (tail == "aux")
+        told = json.loads((folder / "untaught.json").read_text())
+        learner = learner_of(run, student, live_teacher(run))
+        hear_update([learner], plan_of(run), 0, Accelerator(cpu=True))
+        assert [name for name, weight in learner.lesson.named_parameters() if weight.grad is None] == told
+        places = {name.split(".")[4] for name in told if ".layer." in name}
+        assert places == {str(layers - 1)}
+        own, start = weights(folder), fresh(run, student, layers).model.state_dict()
+        still = {f"student.model.{name}" for name, value in own.items() if torch.equal(value, start[name])}
+        assert still == {name for name in told if name.removeprefix("student.model.") in own}
+        assert ("student.model.pooler.dense.weight" in still, len(still) == 2) == (True, tail == "aux")
+
+
+def test_norm_and_samples_of_the_recipe_reach_the_loss(finished: Path, many: Path) -> None:
+    told: dict[str, dict[str, float]] = {}
+    settings = {
+        "token": "distill.norm=token",
+        "flat": "distill.norm=flat",
+        "paddle": "distill.norm=paddle",
+        "samples": "distill.sample_relations=0.25",
+    }
+    for name, override in settings.items():
+        run = AgnosticRun(load_recipe(many / "recipe.yaml", [override]), finished)
+        batch, student, teacher = plan_of(run)[0], run.recipe.students[0], live_teacher(run)
+        assert batch.attention_mask.min() == 0
+        learner = learner_of(run, student, teacher)
+        learner.lesson.eval()
+        loss, parts = learner.loss_of(batch)
+        told[name] = {"loss": loss.item(), **{part: value.item() for part, value in parts.items()}}
+        if name != "samples":
+            own, aim = learner.lesson.student(batch).relations[1], teacher(batch).relations[4]  # type: ignore[operator]
+            plain = losses.relations(own, aim, batch.attention_mask, 16, norm=name)  # type: ignore[arg-type]
+            assert loss.item() == pytest.approx(plain.item())
+    assert len({round(told[name]["loss"], 6) for name in ("token", "flat", "paddle")}) == 3
+    samples = told["samples"]
+    assert samples["samples"] != pytest.approx(told["token"]["loss"])
+    assert samples["loss"] == pytest.approx(0.75 * told["token"]["loss"] + 0.25 * samples["samples"])
+
+
+def test_a_teacher_without_known_projections_is_refused_before_anything_is_trained(
+    many: Path, tmp_path: Path, tokenizer: Any
+) -> None:
+    """Its weights are not even there."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    DebertaV2Config(vocab_size=len(tokenizer), max_position_embeddings=48, **sizes).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(
+        UsageError, match=r"layer 1 of DebertaV2\w+ has no query, .* use a teacher\.model .*q_proj/k_proj"
+    ):
+        execute(load_recipe(many / "recipe.yaml", [f"teacher.model={tmp_path}/model"]), tmp_path / "many")
+    assert not (tmp_path / "many").exists()
+
+
+# rate: what seed 0 scores on rows set aside, then what both seeds do on the reported ones
+PRETENDED: dict[float, tuple[float, tuple[float | None, ...]]] = {
+    1e-3: (0.5, (0.95, 0.10)),
+    2e-3: (0.4, (0.70, 0.72)),
+    3e-3: (0.8, (0.99, None)),
+}
+
+
+def pretend(trial: Trial, place: Place, limits: Limits, optim: Any) -> None:
+    """What takes the place of a fine-tuning: its scores depend on its rate; None: it failed."""
+    aside, reported = PRETENDED[trial.learning_rate]
+    accuracy = reported[trial.seed] if trial.is_final else aside
+    scores = {} if accuracy is None else {"accuracy": accuracy, "f1": 1 - accuracy}
+    told = {"status": "ok" if scores else "failed", "scores": scores, "metric": "accuracy", "rows": 1}
+    path = place.record_of(trial)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {**asdict(trial), "task": trial.task.name, **told})
+
+
+@pytest.mark.parametrize(("select", "rate", "tuned"), [("honest", 3e-3, 3), ("dev-max", 2e-3, 0)])
+def test_rates_are_chosen_by_reported_scores_only_under_dev_max(
+    finished: Path,
+    many: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    select: str,
+    rate: float,
+    tuned: int,
+) -> None:
+    """By the mean over seeds, of which a failed one is worse than any score; and honestly, by rows set aside."""
+    monkeypatch.setattr(evaluate_agnostic, "fine_tune", pretend)
+    few = ["fine_tune.few={}", "fine_tune.teacher=false", "fine_tune.learning_rates=[1.0e-3, 2.0e-3, 3.0e-3]"]
+    folder = begun(finished, tmp_path / "many", "students")
+    execute(load_recipe(many / "recipe.yaml", [*few, f"fine_tune.select={select}"]), folder)
+    rows = results_of(folder)
+    assert len(rows) == 2 * 2 * 2  # students, tasks, seeds
+    assert {row["learning_rate"] for row in rows} == {rate}
+    assert [row["scores"].get("accuracy") for row in rows] == [*PRETENDED[rate][1]] * 4
+    assert json.loads((folder / "evaluation" / "results.json").read_text())["select"] == select
+    trials = [json.loads(path.read_text()) for path in (folder / "trials").glob("*/small/reviews/*.json")]
+    assert [trial["is_final"] for trial in trials].count(False) == tuned
+    assert [trial["is_final"] for trial in trials].count(True) == (2 if select == "honest" else 6)
+
+
+def test_everybody_is_fine_tuned_on_the_same_few_rows(
+    finished: Path, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: dict[tuple[str, str], set[tuple[tuple[str, ...], tuple[str, ...]]]] = {}
+
+    def kept(trial: Trial, limits: Limits) -> Any:
+        rows = rows_of(trial, limits)
+        names = (tuple(row.id for row in rows.train), tuple(row.id for row in rows.judged))
+        read.setdefault((trial.task.name, "all" if trial.shots is None else "few"), set()).add(names)
+        return rows
+
+    monkeypatch.setattr(fine_tuning, "rows_of", kept)
+    few = ["fine_tune.epochs=[1]", "fine_tune.few.epochs=[1]", "fine_tune.few.draws=1", "fine_tune.teacher=false"]
+    limits = ["fine_tune.rows=20", "fine_tune.test_rows=10", "fine_tune.learning_rates=[1.0e-3]"]
+    one_rate = "fine_tune.few.learning_rates=[1.0e-3]"
+    folder = begun(finished, tmp_path / "many", "students")
+    execute(load_recipe(many / "recipe.yaml", [*few, *limits, one_rate]), folder)
+    assert {(row["task"], row["shots"], row["rows"]) for row in results_of(folder)} == {
+        ("reviews", None, 20),
+        ("other", None, 20),
+        ("scores", 4, 16),
+    }
+    assert read.keys() == {("reviews", "all"), ("other", "all"), ("scores", "few")}
+    assert {len(rows) for rows in read.values()} == {1}, "whatever the student and the seed"
+    [(train, judged)] = read["reviews", "all"]
+    assert (len(train), len(judged)) == (20, 10)
+    assert [len(names) for rows in read["scores", "few"] for names in rows] == [16, 10]
+
+
+@pytest.mark.parametrize("is_final", [True, False])
+def test_few_rows_are_drawn_from_all_and_kept_in_their_order(many: Path, is_final: bool) -> None:
+    recipe = load_recipe(many / "recipe.yaml")
+    trial = Trial("small", recipe.fine_tune.tasks[0], None, None, 1e-3, 1, 0, is_final)
+    task = task_of(trial.task)
+    whole, few = rows_of(trial, Limits(None, None)), rows_of(trial, Limits(20, 10))
+    sides: list[Callable[[Any], Any]] = [lambda rows: rows.train, lambda rows: rows.judged]
+    every = ([*task.train, *task.holdout], task.test) if is_final else (task.train, task.holdout)
+    for side, rows, wanted in zip(sides, every, (20, 10), strict=True):
+        assert list(side(whole)) == list(rows)
+        drawn = list(side(few))
+        assert drawn == [row for row in rows if row in drawn]
+        assert len(drawn) == wanted
+        assert drawn != list(rows)[:wanted]
 
 
 @pytest.mark.parametrize(("model_type", "layers", "taught"), [("bert", 24, 21), ("roberta", 24, 19), ("bert", 12, 12)])

@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from openbook.checkpoint import read_json, write_json
 from openbook.config import Optim, Terms, UsageError
 from openbook.distillation.objective import Objective, Widths
+from openbook.distillation.supervised import classification
 from openbook.parallel import run_group
 from openbook.training import (
     Judge,
@@ -24,6 +26,7 @@ from openbook.training import (
     count_updates,
     grouped,
     has_bf16,
+    hear_update,
     load_checkpoint,
     precision_of,
     scale,
@@ -200,6 +203,64 @@ def test_four_batches_of_four_are_one_of_sixteen() -> None:
     for name, value in weights(one).items():
         assert not torch.equal(value, before[name]), name
         torch.testing.assert_close(value, weights(four)[name], rtol=0, atol=1e-6)
+
+
+class Worked(nn.Module):
+    """MITKD specification, F12: one shared weight, and a head of each task; the third is not drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+        heads = {"a": [1.0, 0], "b": [1.0, 2, 0], "c": [3.0, 1]}
+        self.heads = nn.ParameterDict({name: torch.tensor(head, dtype=torch.float64) for name, head in heads.items()})
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        sign = 1 if batch.task == "a" else -1
+        logits = sign * self.shared * self.heads[batch.task]
+        loss = classification(logits[None], torch.tensor([int(batch.task == "b")]))
+        return loss, {batch.task: loss}
+
+
+class Tasks:
+    """A plan of one batch of each task."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, step: int) -> Batch:
+        return replace(Shuffled(1, 1)[0], task=self.names[step])
+
+
+def test_an_update_of_two_tasks_as_worked_out() -> None:
+    lesson = Worked()
+    learner = Learner(lesson, lesson, Optim(precision="fp32", accumulation=4), 0)
+    hear_update([learner], Tasks("a", "b"), 0, Accelerator(cpu=True))
+    expected = {"shared": 0.328491, "heads.a": [-0.136169, 0.136169], "heads.b": [-0.069905, 0.185160, -0.115255]}
+    gradients = {name: weight.grad for name, weight in lesson.named_parameters()}
+    assert gradients.pop("heads.c") is None
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(
+            gradient, torch.tensor(expected[name], dtype=torch.float64), rtol=0, atol=1e-6, msg=name
+        )
+    assert learner.sums == pytest.approx({"loss": (0.683949 + 1.529447) / 2, "a": 0.683949 / 2, "b": 1.529447 / 2})
+
+
+@pytest.mark.parametrize(("scaled", "mean"), [(True, 0.797652), (False, 0.839186)])
+def test_tasks_of_other_numbers_of_classes_weigh_the_same_in_an_update(scaled: bool, mean: float) -> None:
+    """MITKD specification, F10: two classes and three; the history tells the mean of their losses."""
+    logits = {"two": ([2.0, 0], 0), "three": ([1.0, 0, 0], 2)}
+
+    def loss_of(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        own, label = logits[batch.task]
+        return classification(torch.tensor([own], requires_grad=True), torch.tensor([label]), scaled=scaled), {}
+
+    optim = Optim(precision="fp32", accumulation=2)
+    history = train(loss_of, nn.Linear(1, 1), Tasks("two", "three"), optim, 0, Accelerator(cpu=True))
+    assert [row["loss"] for row in history] == [pytest.approx(mean, abs=1e-6)]
 
 
 def test_the_last_batches_count_though_they_fill_no_update() -> None:
@@ -486,6 +547,20 @@ def test_learners_that_train_together_end_as_each_would_alone() -> None:
     assert histories[0] != histories[1]
 
 
+def test_learners_are_clipped_apart() -> None:
+    """MITKD specification, F9: gradients of norm 3 and 4 become 1 and 1; AdamW's first moment is a tenth of them."""
+    learners = []
+    for slopes in ((1.0, 2.0, 2.0), (4.0, 0.0, 0.0)):
+        lesson = nn.ParameterList([torch.zeros(3)])
+        optim = Optim(precision="fp32", learning_rate=0.1, clip=1.0)
+        told = lambda batch, lesson=lesson, slopes=slopes: ((lesson[0] * torch.tensor(slopes)).sum(), {})  # noqa: E731
+        learners.append(Learner(told, lesson, optim, 0))
+    train_together(learners, Shuffled(1, 4), Accelerator(cpu=True))
+    moments = [10 * learner.moments()["0.exp_avg"] for learner in learners]
+    torch.testing.assert_close(moments[0], torch.tensor([1 / 3, 2 / 3, 2 / 3]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(moments[1], torch.tensor([1.0, 0, 0]), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("fail_at", [5, 9, 13])
 def test_learners_resume_together(tmp_path: Path, fail_at: int) -> None:
     straight = [learner_of(1, 0.01), learner_of(2, 0.03)]
@@ -531,13 +606,26 @@ class TwoHeads(nn.Module):
         return loss, {f"head {place}": loss.detach()}
 
 
+class Watching(Accelerator):
+    """It keeps the gradients of every update as they are before they are clipped."""
+
+    seen: list[dict[str, Tensor]]
+
+    def clip_grad_norm_(self, parameters: Any, limit: float) -> Any:
+        parameters = list(parameters)
+        own = {str(place): p.grad.clone() for place, p in enumerate(parameters) if p.grad is not None}
+        self.seen = [*getattr(self, "seen", []), own]
+        return super().clip_grad_norm_(parameters, limit)
+
+
 def train_two_heads(folder: Path, progress: Callable[[int], None]) -> None:
     """What each process of a group runs."""
     model = TwoHeads()
-    accelerator = Accelerator(cpu=True)
+    accelerator = Watching(cpu=True)
     optim = Optim(**FP32, accumulation=4, checkpoint_every=2)
     history = train(model, model, Shuffled(18, 4), optim, 7, accelerator, folder / "scratch", progress)
     torch.save(model.state_dict(), folder / f"weights-{accelerator.process_index}-of-{accelerator.num_processes}.pt")
+    torch.save(accelerator.seen, folder / f"gradients-{accelerator.process_index}-of-{accelerator.num_processes}.pt")
     write_json(folder / f"history-{accelerator.process_index}-of-{accelerator.num_processes}.json", history)
     (folder / f"threads-{accelerator.process_index}-of-{accelerator.num_processes}").write_text(
         str(torch.get_num_threads())
@@ -551,6 +639,12 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path: Path) -> None:
     run_group(train_two_heads, (tmp_path,), 2, told.append)
     one = torch.load(tmp_path / "weights-0-of-1.pt")
     for rank in range(2):
+        gradients = [torch.load(tmp_path / f"gradients-{place}.pt") for place in (f"{rank}-of-2", "0-of-1")]
+        assert len(gradients[0]) == len(gradients[1]) == 5  # AdamW's steps hide their size
+        for own, same in zip(*gradients, strict=True):
+            assert own.keys() == same.keys() == {"0", "1", "2", "3", "4"}  # none of the head that is never drawn
+            for place in own:
+                torch.testing.assert_close(own[place], same[place], rtol=1e-4, atol=1e-7)
         other = torch.load(tmp_path / f"weights-{rank}-of-2.pt")
         for name, value in one.items():
             torch.testing.assert_close(other[name], value, rtol=0, atol=1e-6)

@@ -34,6 +34,7 @@ from openbook.types import Batch
 
 Tasks = Mapping[str, TaskData]
 
+SAME = 9  # decimals of points: what differs beyond them is a tie, and the earlier weights stay
 AT_ONCE = 4096  # word-pieces of a batch whose hidden ones are guessed
 
 
@@ -202,7 +203,7 @@ def supervised(
         """All tasks' scores; what decides is the mean of what they are above a guess, in points (2.2)."""
         scores = scores_of(run, settings, model, tasks, accelerator)
         gain = 100 * sum(scores[name] - guesses[name] for name in tasks) / len(tasks)
-        return {"holdout": gain, **{f"score of {name}": score for name, score in scores.items()}}
+        return {"holdout": round(gain, SAME), **{f"score of {name}": score for name, score in scores.items()}}
 
     def told() -> dict[str, dict[str, Any]]:
         final = scores_of(run, settings, model, tasks, accelerator)

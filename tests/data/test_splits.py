@@ -61,6 +61,8 @@ def test_texts_are_equal_up_to_case_white_space_and_order() -> None:
     assert normalised(Example("a", "The  Cat\n")) == normalised(Example("b", "the cat"))
     assert normalised(Example("a", "one", "two")) == normalised(Example("b", "Two", "one"))
     assert normalised(Example("a", "one", "two")) != normalised(Example("b", "one", "three"))
+    assert normalised(Example("a", "one", options=("x", "y"))) != normalised(Example("b", "one", options=("x", "z")))
+    assert normalised(Example("a", "one", options=("X", "y"))) == normalised(Example("b", "one", options=("y", "x ")))
     assert normalised(Example("a", "STRASSE")) == normalised(Example("b", "straße"))
 
 

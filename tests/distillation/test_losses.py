@@ -357,6 +357,25 @@ def test_heads_are_regrouped_across_the_models_own() -> None:
     close(losses.split_heads(joined, 1)[0, 0], [[0, 1, 100, 101], [10, 11, 110, 111]])
 
 
+@pytest.mark.parametrize(("heads", "misread"), [(4, 1.750792), (2, 1.574825)])
+def test_the_models_own_heads_do_not_show_in_the_loss(heads: int, misread: float) -> None:
+    """MITKD specification, F7: the same rows kept as two heads of two and as four heads of one."""
+    rows = tensor([[1, 2, 3, 4], [0, 1, 0, -1], [2, 0, 1, 1]])
+    native = [rows.view(3, own, 4 // own).transpose(0, 1) for own in (2, 4)]  # each (H, L, d_h)
+    teacher, student = (same(one.transpose(0, 1).reshape(1, 3, 4).tolist())[1] for one in native)
+    close(one_relation(student, teacher, padded_mask(3), heads), 0)
+    untransposed = [one.reshape(heads, 3, 4 // heads).transpose(0, 1).reshape(1, 3, 4) for one in native]
+    teacher, student = (same(one.tolist())[1] for one in untransposed)
+    close(one_relation(student, teacher, padded_mask(3), heads), misread)
+
+
+def test_products_of_tokens_add_up_to_the_same_over_any_number_of_heads() -> None:
+    taps = random(seeded(6), 2, 5, 12)
+    for heads in (1, 2, 3, 4, 6, 12):
+        split = losses.split_heads(taps, heads)  # (B, A, L, d/A)
+        close((split @ split.transpose(2, 3)).sum(1), (taps @ taps.transpose(1, 2)).tolist(), 1e-10)
+
+
 def test_relations_among_the_samples_of_a_batch() -> None:
     """MITKD specification, F20: the last token of the second text is padding."""
     teacher, student = (
@@ -418,6 +437,22 @@ def test_relations_are_no_less_than_zero_and_keep_their_symmetries(seed: int, no
     turned = tuple((part.reshape(*part.shape[:2], 2, 2) @ turn).flatten(-2) for part in student)
     assert loss((turned[0], turned[1], turned[2]), teacher) == pytest.approx(whole)
     assert loss((-student[0], -student[1], -student[2]), teacher) == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_relations_cost_nothing_only_where_all_of_them_agree(norm: Norm) -> None:
+    """One real token of one head of one projection tells; what is padding does not, where its rows are left out."""
+    mask, teacher = padded_mask(4, 2), random_taps(seeded(7), 2, 4, 6)
+    told = {}
+    for side, head, (text, token) in product(range(3), range(3), ((0, 0), (0, 3), (1, 1), (1, 3))):
+        student = [tap.clone() for tap in teacher]
+        student[side][text, token, 2 * head : 2 * head + 2] += tensor([1.0, 0.5])
+        loss = losses.relations((student[0], student[1], student[2]), teacher, mask, 3, norm=norm).item()
+        told[side, head, text, token] = loss
+    assert len(told) == 36
+    padding = {place: loss for place, loss in told.items() if place[2:] == (1, 3)}
+    assert min(loss for place, loss in told.items() if place not in padding) > 1e-4
+    assert all((loss > 1e-4) == (norm == "paddle") for loss in padding.values())
 
 
 def test_tokens_may_change_places_on_both_sides_only() -> None:

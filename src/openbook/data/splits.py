@@ -49,9 +49,12 @@ def cut_off(examples: Sequence[Example], size: int, key: str) -> tuple[list[Exam
 
 
 def normalised(example: Example) -> tuple[str, ...]:
-    """Its texts without case, white space and order: rows that agree in this are the same question."""
-    texts = (example.text, example.text_pair or "")
-    return tuple(sorted(" ".join(text.casefold().split()) for text in texts))
+    """Its texts without case, white space and order, and its options: rows that agree in this are the same question."""
+    texts, options = (
+        sorted(" ".join(text.casefold().split()) for text in parts)
+        for parts in ((example.text, example.text_pair or ""), example.options)
+    )
+    return (*texts, *options)
 
 
 def _quotas(sizes: dict[int, int], total: int) -> dict[int, int]:
