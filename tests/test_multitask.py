@@ -201,7 +201,7 @@ FEW = ("teacher.mixture.passes=1", "teacher.judge_every=4", "teacher.mixture.row
 def test_the_weights_stay_whose_scores_are_furthest_above_a_guess(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MITKD specification, F17; a third checkpoint as good as the second but for rounding, and a last one better in one task alone."""
+    """MITKD specification, F17; a third look as good as the second but for rounding, a fourth better in one task."""
     references = dict(zip(("reviews", "scores", "pairs"), (0.80, 0.60, 0.70), strict=True))
     looks = [(0.82, 0.58, 0.71), (0.82, 0.61, 0.695), (0.81, 0.61, 0.705), (0.99, 0.55, 0.57), (0.1, 0.2, 0.3)]
     seen: list[dict[str, torch.Tensor]] = []
