@@ -63,7 +63,6 @@ def run(
     by_heads = {str(number): peak_with(teacher, folder, optim, number) for number in shape["heads_that_fit"]}
     return {
         "student": student.model_dump(mode="json"),
-        "teacher": teacher,
         "shape": shape,
         "batch_tokens": optim.batch_tokens,
         "precision": "bf16" if uses_bf16(optim, torch.device("cpu")) else "fp32",
@@ -94,7 +93,12 @@ def prepare(
     headless(new_student(student, Head(None), tokenizer, vocabulary, 512, 0)).save(folder / "student", tokenizer)
     fits = [n for n in range(1, student.hidden_size + 1) if wide.width % n == student.hidden_size % n == 0]
     chosen = relation_heads(wide.width, student.hidden_size, None)
-    return {"relation_heads": chosen, "heads_that_fit": [fits[0], chosen], "teacher_layers": wide.layers}
+    return {
+        "relation_heads": chosen,
+        "heads_that_fit": [fits[0], chosen],
+        "teacher_layers": wide.layers,
+        "teacher_width": wide.width,
+    }
 
 
 def random_teacher(tokenizer: str, layers: int, width: int, folder: Path) -> str:
