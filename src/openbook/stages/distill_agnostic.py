@@ -96,7 +96,8 @@ def build(run: AgnosticRun, folder: Path) -> None:
             drop_last_block(encoder)
         encoder.save(place, run.tokenizer)
         write_json(place / "history.json", history)
-        write_json(place / "untaught.json", names)
+        kept = encoder.model.state_dict()
+        write_json(place / "untaught.json", [name for name in names if name in kept])
 
 
 def teacher_layer(run: AgnosticRun) -> int:
@@ -150,11 +151,11 @@ def fresh(run: AgnosticRun, settings: NamedStudent, layers: int) -> Encoder:
 
 
 def untaught_by(learner: Learner, batch: Batch) -> list[str]:
-    """Weights of the student that no batch will ever change, but for weight decay: they get no gradient."""
+    """The student's weights, named as in its folder, that get no gradient: nothing but weight decay changes them."""
     learner.lesson.to(batch.input_ids.device)
     loss, _ = learner.loss_of(batch)
     torch.autograd.backward(loss)
-    names = without_gradient(learner.lesson)
+    names = without_gradient(learner.lesson.student.model)  # type: ignore[union-attr, arg-type]
     learner.lesson.zero_grad()
     return names
 
