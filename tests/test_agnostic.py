@@ -306,6 +306,17 @@ def test_two_tasks_of_one_name_are_refused(many: Path, world: Path, tmp_path: Pa
     assert not (tmp_path / "many").exists()
 
 
+def test_a_task_that_cannot_be_read_is_named_before_anything_is_trained(many: Path, tmp_path: Path) -> None:
+    def misspell(raw: dict[str, Any]) -> None:
+        raw["teacher"]["tasks"][1]["label"] = "lable"
+
+    recipe = load_recipe(written(many, tmp_path, misspell))
+    name = recipe.teacher.tasks[1].name
+    with pytest.raises(UsageError, match=rf"tasks, {name}: task\.label='lable': .* has no such column"):
+        execute(recipe, tmp_path / "many")
+    assert not (tmp_path / "many").exists()
+
+
 def test_a_span_task_whose_windows_cannot_move_on_is_refused_before_anything_is_trained(
     many: Path, tmp_path: Path
 ) -> None:

@@ -26,8 +26,15 @@ LONGEST = 100  # questions, by their characters: one of them takes most word-pie
 
 @cache  # by settings: teacher, text and fine-tuning read the same rows
 def task_of(settings: TaskSettings) -> TaskData:
-    """A task that heads can be trained for. Raises UsageError for several labels a text, which have no head here."""
-    task = load_task(settings)
+    """A task that heads can be trained for.
+
+    Raises UsageError, which names the task, for one that cannot be read, and for several labels a text: they have no
+    head here.
+    """
+    try:
+        task = load_task(settings)
+    except UsageError as error:
+        raise UsageError(f"tasks, {settings.name}: {error}") from None
     if task.kind == "multi_label":
         raise UsageError(
             f"tasks, {settings.name}: kind=multi_label is taught by a recipe for one task alone (it names `task`);"

@@ -161,8 +161,8 @@ def require_column(name: str, columns: Iterable[str], key: str, place: str) -> N
         return
     folded = {column.casefold(): column for column in names}
     near = difflib.get_close_matches(name.casefold(), folded, n=1)
-    hint = f"did you mean {folded[near[0]]!r}? " if near else ""
-    raise UsageError(f"{key}={name!r}: {place} has no such column; {hint}Its columns: {', '.join(map(repr, names))}")
+    hint = f"; did you mean {folded[near[0]]!r}?" if near else "."
+    raise UsageError(f"{key}={name!r}: {place} has no such column{hint} Its columns: {', '.join(map(repr, names))}")
 
 
 def plain_wikitext(line: str) -> str:
