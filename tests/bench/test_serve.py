@@ -40,7 +40,16 @@ def test_a_counted_load_asks_just_so_often_and_goes_round_the_texts(asked: list[
     assert seen.per_second == pytest.approx(45 / seen.elapsed)
 
 
-def test_a_closed_load_keeps_every_connection_busy_until_its_time_is_over(asked: list[Any]) -> None:
+def test_a_closed_load_keeps_every_connection_busy_until_its_time_is_over(
+    asked: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = load._session
+
+    def slowly(connections: int) -> Any:
+        time.sleep(0.05)
+        return opened(connections)
+
+    monkeypatch.setattr(load, "_session", slowly)  # its own time is none of the load's
     seen = load.closed("http://nowhere", ["a"], connections=8, seconds=0.2)
     assert 0.2 <= seen.elapsed < 2
     assert len(asked) >= 8

@@ -37,14 +37,13 @@ class Seen:
 
 def closed(url: str, bodies: Sequence[Any], connections: int, seconds: float) -> Seen:
     """Every connection asks again as soon as it is answered."""
-    ends = time.perf_counter() + seconds
-    return asyncio.run(_loaded(url, bodies, connections, lambda: time.perf_counter() < ends))
+    return asyncio.run(_loaded(url, bodies, connections, lambda elapsed: elapsed < seconds))
 
 
 def counted(url: str, bodies: Sequence[Any], connections: int, requests: int) -> Seen:
     """The same until so many requests have been made."""
     left = iter(range(requests))
-    return asyncio.run(_loaded(url, bodies, connections, lambda: next(left, None) is not None))
+    return asyncio.run(_loaded(url, bodies, connections, lambda _: next(left, None) is not None))
 
 
 def open_loop(
@@ -58,20 +57,26 @@ def open_loop(
     return asyncio.run(_scheduled(url, bodies, np.cumsum(gaps), connections))
 
 
-async def _loaded(url: str, bodies: Sequence[Any], connections: int, goes_on: Callable[[], bool]) -> Seen:
+async def _loaded(url: str, bodies: Sequence[Any], connections: int, goes_on: Callable[[float], bool]) -> Seen:
     seen, rows = Seen(), itertools.cycle(bodies)
     async with _session(connections) as session:
-        started = time.perf_counter()
-        await asyncio.gather(*(_client(session, url, rows, seen, goes_on) for _ in range(connections)))
+        started = time.perf_counter()  # not before: to open a session takes time of its own
+        clients = (_client(session, url, rows, seen, started, goes_on) for _ in range(connections))
+        await asyncio.gather(*clients)
         seen.elapsed = time.perf_counter() - started
     return seen
 
 
 async def _client(
-    session: aiohttp.ClientSession, url: str, rows: Iterator[Any], seen: Seen, goes_on: Callable[[], bool]
+    session: aiohttp.ClientSession,
+    url: str,
+    rows: Iterator[Any],
+    seen: Seen,
+    started: float,
+    goes_on: Callable[[float], bool],
 ) -> None:
-    while goes_on():
-        await _ask(session, url, next(rows), seen, time.perf_counter())
+    while goes_on((now := time.perf_counter()) - started):
+        await _ask(session, url, next(rows), seen, now)
 
 
 async def _scheduled(url: str, bodies: Sequence[Any], due: Any, connections: int) -> Seen:
